@@ -1,1 +1,42 @@
-"""."""
+"""Training with compressors: the step contract, schedules, runs, and a plain loop.
+
+The contract is :class:`Compressor`; :func:`compress` lets several of them work together in the user's own
+loop; :func:`fit` is a loop for those who have none.
+"""
+
+from dwindle.training.batches import accuracy, logits_of, predictions
+from dwindle.training.checkpoint import load_state, save_state
+from dwindle.training.compressor import Compressor
+from dwindle.training.loop import EpochRecord, TrainingOptions, TrainingResult, fit, seed_everything
+from dwindle.training.run import CompressionRun, compress, register_realizer
+from dwindle.training.schedule import (
+    ConstantSchedule,
+    CosineSchedule,
+    CubicSchedule,
+    LinearSchedule,
+    Schedule,
+    value_at,
+)
+
+__all__ = [
+    "CompressionRun",
+    "Compressor",
+    "ConstantSchedule",
+    "CosineSchedule",
+    "CubicSchedule",
+    "EpochRecord",
+    "LinearSchedule",
+    "Schedule",
+    "TrainingOptions",
+    "TrainingResult",
+    "accuracy",
+    "compress",
+    "fit",
+    "load_state",
+    "logits_of",
+    "predictions",
+    "register_realizer",
+    "save_state",
+    "seed_everything",
+    "value_at",
+]

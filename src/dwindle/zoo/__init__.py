@@ -1,4 +1,4 @@
-"""Small real models and data for demos, tests and benchmarks. Stands beside the house, imports nothing of it."""
+"""Small real models and data for demos, tests and benchmarks; imports nothing of the house."""
 
 from dwindle.zoo.datasets import (
     BatchLoader,

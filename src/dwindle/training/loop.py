@@ -1,0 +1,365 @@
+"""A plain PyTorch loop to train, fine-tune and evaluate; ``dwindle run`` uses it, anyone may.
+
+It is deterministic for a given seed, and a run that was killed goes on after its last finished epoch with
+results that are equal bit by bit.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import math
+import os
+import random
+import sys
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import numpy as np
+import torch
+from torch import Tensor, nn
+
+from dwindle.config.errors import ConfigError, DwindleError, FileFormatError, did_you_mean
+from dwindle.training.batches import logits_of, move_batch, split_batch
+from dwindle.training.checkpoint import load_state, random_state, restore_random_state, save_state
+from dwindle.training.compressor import Compressor
+from dwindle.training.run import CompressionRun, compress
+
+__all__ = ["EpochRecord", "TrainingOptions", "TrainingResult", "fit", "seed_everything"]
+
+Loss = Callable[[Any, Any], Tensor]
+_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
+
+
+@dataclass(frozen=True)
+class TrainingOptions:
+    """How :func:`fit` goes about it; the defaults suit a small model on a CPU.
+
+    Attributes:
+        device: Where model and batches go; None leaves the model where it is.
+        precision: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"`` (with loss scaling). On a
+            CPU without bfloat16 instructions autocast is many times slower than float32.
+        channels_last: Hold model and images in channels-last memory, faster for convolutions.
+        schedule_every: Whether the learning rate schedule steps after each ``"step"`` or ``"epoch"``.
+        accumulate: Batches whose gradients are summed (as a mean) before the optimizer steps.
+        clip_norm: Largest norm of all gradients together, or None.
+        task_weight: Weight of the task's own loss beside the compressors' losses.
+        seed: Seeds every random generator before the first epoch; None leaves them alone.
+        progress: Show a progress bar; None means only when the error output is a terminal.
+    """
+
+    device: str | torch.device | None = None
+    precision: Literal["float32", "bfloat16", "float16"] = "float32"
+    channels_last: bool = False
+    schedule_every: Literal["step", "epoch"] = "step"
+    accumulate: int = 1
+    clip_norm: float | None = None
+    task_weight: float = 1.0
+    seed: int | None = 0
+    progress: bool | None = None
+
+    def __post_init__(self) -> None:
+        if self.precision not in _PRECISIONS:
+            raise ConfigError(
+                f"precision {self.precision!r} is not one of {', '.join(_PRECISIONS)}"
+                + did_you_mean(str(self.precision), _PRECISIONS)
+            )
+        if self.schedule_every not in ("step", "epoch"):
+            raise ConfigError(f"schedule_every must be 'step' or 'epoch', got {self.schedule_every!r}")
+        if self.accumulate < 1:
+            raise ConfigError(f"accumulate must be at least 1, got {self.accumulate}")
+
+
+@dataclass(frozen=True)
+class EpochRecord:
+    """What one epoch gave.
+
+    Attributes:
+        epoch: Its number, from 1.
+        loss: Mean loss of its batches, compressors' losses included.
+        metric: What the ``evaluate`` function returned after it, or None.
+        learning_rate: Of the first parameter group, at its end.
+        seconds: How long it took, evaluation included.
+    """
+
+    epoch: int
+    loss: float
+    metric: float | None
+    learning_rate: float
+    seconds: float
+
+
+@dataclass
+class TrainingResult:
+    """The epochs of a run, those before a resumption included.
+
+    Attributes:
+        history: One record an epoch.
+        resumed_from: The epoch behind which the run was taken up again (0: it began anew).
+    """
+
+    history: list[EpochRecord] = field(default_factory=list)
+    resumed_from: int = 0
+
+    @property
+    def metric(self) -> float | None:
+        """The metric after the last epoch."""
+        return self.history[-1].metric if self.history else None
+
+
+def fit(
+    model: nn.Module,
+    loader: Iterable[Any],
+    optimizer: torch.optim.Optimizer,
+    *,
+    epochs: int,
+    loss: Loss = nn.functional.cross_entropy,
+    schedule: Any | None = None,
+    compressors: Sequence[Compressor] = (),
+    evaluate: Callable[[nn.Module], float] | None = None,
+    options: TrainingOptions | None = None,
+    checkpoint: str | os.PathLike[str] | None = None,
+    description: str = "training",
+) -> TrainingResult:
+    """Train a model, with or without compressors, and go on where a killed run stood.
+
+    Args:
+        model: Trained in place; ends in evaluation mode when ``evaluate`` is given, else in training mode.
+        loader: Yields ``(inputs, target)`` (inputs may be a tuple), or a mapping with the key ``labels`` or
+            ``label`` and keyword inputs. A loader with ``state_dict`` is saved and restored with the run.
+        optimizer: Holds the model's parameters; compressors' own parameters are added to it.
+        epochs: Passes over the loader.
+        loss: ``loss(outputs, target) -> 0-d tensor``; outputs are logits (``.logits`` where a model gives a
+            mapping or an output object).
+        schedule: A learning rate scheduler of torch, or anything with ``step``, ``state_dict`` and
+            ``load_state_dict``.
+        compressors: Attached for the run, see :func:`dwindle.training.compress`.
+        evaluate: Called with the model after each epoch, in evaluation mode and without gradients.
+        options: Everything else.
+        checkpoint: A file that keeps the whole state after each epoch. When it exists the run goes on from
+            it; the same call as before then gives the same model as an uninterrupted run.
+        description: Stands beside the progress bar.
+
+    Raises:
+        ConfigError: An argument is not valid.
+        DwindleError: The loss became infinite or not a number.
+        FileFormatError: The checkpoint is damaged or belongs to another run.
+    """
+    options = options or TrainingOptions()
+    if epochs < 0:
+        raise ConfigError(f"epochs must not be negative, got {epochs}")
+    _place(model, options)
+    with contextlib.ExitStack() as stack:
+        run = stack.enter_context(compress(model, compressors))
+        run.add_parameters_to(optimizer)
+        state = _Loop(model, loader, optimizer, loss, schedule, run, options)
+        result = TrainingResult()
+        if options.seed is not None:
+            seed_everything(options.seed)
+        path = Path(checkpoint) if checkpoint is not None else None
+        if path is not None and path.exists():
+            result = state.resume(path, epochs)
+        advance = stack.enter_context(_progress(description, loader, epochs, result.resumed_from, options))
+        for epoch in range(result.resumed_from + 1, epochs + 1):
+            begin = time.perf_counter()
+            mean_loss = state.epoch(advance)
+            metric = _evaluate(model, evaluate)
+            rate = float(optimizer.param_groups[0]["lr"])
+            result.history.append(EpochRecord(epoch, mean_loss, metric, rate, time.perf_counter() - begin))
+            if path is not None:
+                state.save(path, result.history)
+    return result
+
+
+class _Loop:
+    """Everything that moves while a model is trained, and how it is saved."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        loader: Iterable[Any],
+        optimizer: torch.optim.Optimizer,
+        loss: Loss,
+        schedule: Any | None,
+        run: CompressionRun,
+        options: TrainingOptions,
+    ):
+        self.model, self.loader, self.optimizer, self.loss = model, loader, optimizer, loss
+        self.schedule, self.run, self.options = schedule, run, options
+        self.device = _device_of(model, options)
+        self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "float16")
+
+    def epoch(self, advance: Callable[[float], None]) -> float:
+        """Train one pass over the loader; return the mean loss."""
+        self.model.train()
+        self.optimizer.zero_grad(set_to_none=True)
+        total, batches = 0.0, 0
+        for batch in self.loader:
+            value = self._backward(batch)
+            if not math.isfinite(value) and not self.scaler.is_enabled():
+                raise DwindleError(
+                    f"the loss became {value} in batch {batches + 1}; try a lower learning rate or clip_norm"
+                )
+            total, batches = total + value, batches + 1
+            if batches % self.options.accumulate == 0:
+                self._step()
+            advance(value)
+        if batches == 0:
+            raise ConfigError("the loader gave no batch")
+        if batches % self.options.accumulate:
+            self._step()
+        if self.schedule is not None and self.options.schedule_every == "epoch":
+            self.schedule.step()
+        return total / batches
+
+    def _backward(self, batch: Any) -> float:
+        moved = move_batch(batch, self.device, channels_last=self.options.channels_last)
+        args, kwargs, target = split_batch(moved)
+        kind = _PRECISIONS[self.options.precision]
+        with torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
+            outputs = logits_of(self.model(*args, **kwargs))
+            value = self.options.task_weight * self.loss(outputs, target)
+            value = value + self.run.loss()
+        self.scaler.scale(value / self.options.accumulate).backward()
+        return float(value.detach())
+
+    def _step(self) -> None:
+        if self.options.clip_norm is not None:
+            self.scaler.unscale_(self.optimizer)
+            nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
+        scale = self.scaler.get_scale()
+        self.scaler.step(self.optimizer)
+        self.scaler.update()
+        self.optimizer.zero_grad(set_to_none=True)
+        if self.scaler.get_scale() < scale:
+            return  # The gradients overflowed and the optimizer skipped this step, so nobody is told.
+        self.run.step()
+        if self.schedule is not None and self.options.schedule_every == "step":
+            self.schedule.step()
+
+    def save(self, path: Path, history: list[EpochRecord]) -> None:
+        """Write the state after an epoch, atomically."""
+        path.parent.mkdir(parents=True, exist_ok=True)
+        state = {
+            "history": [asdict(record) for record in history],
+            "model": dict(self.model.state_dict()),
+            "optimizer": self.optimizer.state_dict(),
+            "schedule": self.schedule.state_dict() if self.schedule is not None else None,
+            "run": self.run.state_dict(),
+            "scaler": self.scaler.state_dict(),
+            "loader": _loader_state(self.loader),
+            "random": random_state(),
+        }
+        save_state(state, path)
+
+    def resume(self, path: Path, epochs: int) -> TrainingResult:
+        """Take over the state in ``path``."""
+        state = load_state(path)
+        try:
+            history = [EpochRecord(**record) for record in state["history"]]
+            if len(history) > epochs:
+                raise FileFormatError(
+                    f"{path} is the state after {len(history)} epochs, but only {epochs} are asked for; "
+                    "remove it to begin anew"
+                )
+            self.run.load_state_dict(state["run"])
+            self.model.load_state_dict(state["model"])
+            self.optimizer.load_state_dict(state["optimizer"])
+            if self.schedule is not None:
+                self.schedule.load_state_dict(state["schedule"])
+            self.scaler.load_state_dict(state["scaler"])
+            _restore_loader(self.loader, state["loader"])
+            restore_random_state(state["random"])
+        except (KeyError, TypeError, ValueError, RuntimeError) as error:
+            if isinstance(error, FileFormatError):
+                raise
+            raise FileFormatError(f"{path} does not belong to this run: {error}") from error
+        return TrainingResult(history, resumed_from=len(history))
+
+
+def seed_everything(seed: int) -> None:
+    """Seed the random generators of Python, NumPy and torch (all devices)."""
+    random.seed(seed)
+    np.random.seed(seed % 2**32)
+    torch.manual_seed(seed)
+
+
+def _place(model: nn.Module, options: TrainingOptions) -> None:
+    if options.device is not None:
+        model.to(options.device)
+    if options.channels_last:
+        model.to(memory_format=torch.channels_last)  # type: ignore[call-overload]
+
+
+def _device_of(model: nn.Module, options: TrainingOptions) -> torch.device:
+    if options.device is not None:
+        return torch.device(options.device)
+    first = next(model.parameters(), None)
+    return first.device if first is not None else torch.device("cpu")
+
+
+def _evaluate(model: nn.Module, evaluate: Callable[[nn.Module], float] | None) -> float | None:
+    if evaluate is None:
+        return None
+    model.eval()
+    with torch.no_grad():
+        return float(evaluate(model))
+
+
+def _loader_state(loader: Iterable[Any]) -> dict[str, Any] | None:
+    """The loader's own state, or the states of the generators that a ``DataLoader`` draws from."""
+    save = getattr(loader, "state_dict", None)
+    if callable(save):
+        return {"own": save()}
+    generators = _generators(loader)
+    return {"generators": [generator.get_state() for generator in generators]} if generators else None
+
+
+def _restore_loader(loader: Iterable[Any], state: dict[str, Any] | None) -> None:
+    if state is None:
+        return
+    if "own" in state:
+        loader.load_state_dict(state["own"])  # type: ignore[attr-defined]
+        return
+    for generator, saved in zip(_generators(loader), state["generators"], strict=True):
+        generator.set_state(saved)
+
+
+def _generators(loader: Iterable[Any]) -> list[torch.Generator]:
+    found: list[torch.Generator] = []
+    for owner in (loader, getattr(loader, "sampler", None)):
+        generator = getattr(owner, "generator", None)
+        if isinstance(generator, torch.Generator) and all(generator is not known for known in found):
+            found.append(generator)
+    return found
+
+
+@contextlib.contextmanager
+def _progress(
+    description: str, loader: Iterable[Any], epochs: int, done: int, options: TrainingOptions
+) -> Iterator[Callable[[float], None]]:
+    """Give a function to be called after each batch; it draws a bar, or does nothing."""
+    shown = sys.stderr.isatty() if options.progress is None else options.progress
+    if not shown:
+        yield lambda loss: None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TextColumn, TimeRemainingColumn
+
+    batches = len(loader) if isinstance(loader, Sized) else None
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        TextColumn("loss {task.fields[loss]:.4f}"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(
+            description,
+            total=None if batches is None else batches * epochs,
+            completed=0 if batches is None else batches * done,
+            loss=math.nan,
+        )
+        yield lambda loss: bar.update(task, advance=1, loss=loss)

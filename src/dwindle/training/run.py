@@ -1,0 +1,279 @@
+"""Compress a model while it is trained: several compressors, one training run, the user's own loop.
+
+with compress(model, [pruner, quantizer, distiller]) as run:
+    for batch in loader:
+        loss = criterion(model(batch.x), batch.y) + run.loss()
+        loss.backward(); optimizer.step(); optimizer.zero_grad(); run.step()
+small = run.realize(example_inputs=(x,))
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from types import TracebackType
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dwindle.config.errors import ConfigError, DwindleError, RealizeError
+from dwindle.training.compressor import (
+    Compressor,
+    attach_compressor,
+    check_compressor,
+    detach_compressor,
+)
+
+__all__ = ["CompressionRun", "compress", "register_realizer"]
+
+Realizer = Callable[..., Any]
+
+_realizer: Realizer | None = None
+
+
+def register_realizer(realizer: Realizer) -> None:
+    """Name the function that :meth:`CompressionRun.realize` calls.
+
+    The floors of the house point down, so this floor cannot import the one that realizes; that one registers
+    itself here when it is imported.
+
+    Args:
+        realizer: Called as ``realizer(model, example_inputs=..., masks=..., **options)``.
+    """
+    global _realizer
+    _realizer = realizer
+
+
+def compress(
+    model: nn.Module, compressors: Sequence[Compressor], *, restore_on_error: bool = True
+) -> CompressionRun:
+    """Let compressors work together on one model, for the time of a ``with`` block.
+
+    Entering the block attaches them in the given order. Leaving it takes all their hooks off again and keeps
+    the compressed values (masked weights are zero). An exception in the block, or while attaching, leaves
+    the model as it was before: the same parameters with the same values, no hooks, the same training flags.
+
+    Args:
+        model: The model that is trained. Its parameters keep their identity, so any optimizer goes on.
+        compressors: What to attach: pruners, quantizers, distillers.
+        restore_on_error: Keep a copy of all parameters and buffers, and put it back after an exception. With
+            False no memory is needed for it, and after an exception the values trained so far stay.
+
+    Returns:
+        The context manager; ``as run`` gives it.
+
+    Raises:
+        ConfigError: An entry is not a compressor, or works on another model.
+    """
+    return CompressionRun(model, compressors, restore_on_error=restore_on_error)
+
+
+class CompressionRun:
+    """One training run of several compressors. Made by :func:`compress`.
+
+    Attributes:
+        model: The model.
+        compressors: The compressors, in the order in which they were attached.
+        steps: Optimizer steps so far.
+        active: Whether the ``with`` block is entered.
+    """
+
+    def __init__(self, model: nn.Module, compressors: Sequence[Compressor], *, restore_on_error: bool = True):
+        if not isinstance(model, nn.Module):
+            raise ConfigError(f"model must be a torch.nn.Module, got {type(model).__name__}")
+        for position, compressor in enumerate(compressors):
+            check_compressor(compressor, position)
+            works_on = getattr(compressor, "model", model)
+            if works_on is not model:
+                raise ConfigError(
+                    f"compressors[{position}] ({type(compressor).__name__}) was made for another model object, "
+                    f"a {type(works_on).__name__}; make it with the model given to compress()"
+                )
+        if len({id(compressor) for compressor in compressors}) != len(compressors):
+            raise ConfigError("the same compressor object is listed twice")
+        self.model = model
+        self.compressors = tuple(compressors)
+        self.steps = 0
+        self.active = False
+        self._restore_on_error = restore_on_error
+        self._snapshot: _Snapshot | None = None
+        self._masks: dict[str, dict[str, Tensor]] | None = None
+
+    def __enter__(self) -> CompressionRun:
+        if self.active:
+            raise ConfigError("this run is entered already; call compress() for another one")
+        self._snapshot = _Snapshot(self.model, values=self._restore_on_error)
+        attached: list[Compressor] = []
+        try:
+            for compressor in self.compressors:
+                attached.append(compressor)
+                attach_compressor(compressor)
+        except BaseException:
+            self._take_off(attached, keep_values=False)
+            self._snapshot.restore()
+            self._snapshot = None
+            raise
+        self.active = True
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        self.active = False
+        failed = kind is not None
+        snapshot, self._snapshot = self._snapshot, None
+        try:
+            self._masks = None if failed else _masks_of(self.model)
+            self._take_off(self.compressors, keep_values=not failed)
+        finally:
+            if failed and snapshot is not None:
+                snapshot.restore()
+
+    def _take_off(self, compressors: Sequence[Compressor], *, keep_values: bool) -> None:
+        """Detach in reverse order; simulators that a compressor left are taken off at the end."""
+        first_error: BaseException | None = None
+        for compressor in reversed(compressors):
+            try:
+                detach_compressor(compressor)
+            except Exception as error:
+                first_error = first_error or error
+        _detach_simulators(self.model, keep_values=keep_values)
+        # While an exception is already under way (keep_values is False) that one is the news, not this.
+        if first_error is not None and keep_values:
+            raise first_error
+
+    def step(self) -> None:
+        """Tell every compressor that the optimizer has made one step."""
+        self._need_active("step")
+        self.steps += 1
+        for compressor in self.compressors:
+            compressor.step()
+
+    def loss(self) -> Tensor | float:
+        """Return the sum of the compressors' losses: a 0-d tensor, or 0.0 when none has one."""
+        self._need_active("loss")
+        total: Tensor | float = 0.0
+        for compressor in self.compressors:
+            total = total + compressor.loss()
+        return total
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """Yield the compressors' own trainable parameters, each once."""
+        seen: set[int] = set()
+        for compressor in self.compressors:
+            for parameter in compressor.parameters():
+                if id(parameter) not in seen:
+                    seen.add(id(parameter))
+                    yield parameter
+
+    def add_parameters_to(self, optimizer: torch.optim.Optimizer, **group_options: Any) -> int:
+        """Let the user's optimizer train the compressors' own parameters too.
+
+        Args:
+            optimizer: Gets one more parameter group, or none where there is nothing to add.
+            group_options: Options of that group, such as ``lr=1e-2`` or ``weight_decay=0.0``.
+
+        Returns:
+            How many parameters were added; those that the optimizer has already are left alone.
+        """
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        missing = [parameter for parameter in self.parameters() if id(parameter) not in known]
+        if missing:
+            optimizer.add_param_group({"params": missing, **group_options})
+        return len(missing)
+
+    def realize(self, example_inputs: tuple[Any, ...] | None = None, **options: Any) -> Any:
+        """Make the really small model: ``dw.realize`` with the masks of this run.
+
+        Works inside the block and, with the masks that stood at its end, behind it.
+
+        Args:
+            example_inputs: Positional inputs of the model.
+            options: More arguments of :func:`dwindle.realize.realize`.
+
+        Raises:
+            RealizeError: The package that realizes was never imported, or the shrinking failed.
+        """
+        if _realizer is None:
+            raise RealizeError(
+                "run.realize() needs the package dwindle.realize, which registers itself when imported; "
+                "write `import dwindle.realize` first"
+            )
+        if not self.active and self._masks:
+            options.setdefault("masks", self._masks)
+        return _realizer(self.model, example_inputs=example_inputs, **options)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return the step number and every compressor's state, in order."""
+        return {
+            "steps": self.steps,
+            "compressors": [
+                {"type": type(compressor).__name__, "state": compressor.state_dict()}
+                for compressor in self.compressors
+            ],
+        }
+
+    def load_state_dict(self, state: dict[str, Any]) -> None:
+        """Take over the state of a run with the same compressors in the same order.
+
+        Raises:
+            ConfigError: The compressors are others.
+        """
+        saved = [entry["type"] for entry in state["compressors"]]
+        present = [type(compressor).__name__ for compressor in self.compressors]
+        if saved != present:
+            raise ConfigError(f"the state was saved by the compressors {saved}, this run has {present}")
+        for compressor, entry in zip(self.compressors, state["compressors"], strict=True):
+            compressor.load_state_dict(entry["state"])
+        self.steps = int(state["steps"])
+
+    def _need_active(self, method: str) -> None:
+        if not self.active:
+            raise DwindleError(
+                f"run.{method}() belongs inside the block: with compress(model, [...]) as run: ..."
+            )
+
+
+def _masks_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:
+    """Copies of the masks that stand on the model, by module and target."""
+    from dwindle import simulate
+
+    nested = simulate.masks_as_nested(model)
+    return {
+        module: {target: mask.detach().clone() for target, mask in masks.items()}
+        for module, masks in nested.items()
+    }
+
+
+def _detach_simulators(model: nn.Module, *, keep_values: bool) -> None:
+    """Take every simulator off the model; a model without one is left alone."""
+    from dwindle import simulate
+
+    simulate.detach(model, keep_values=keep_values)
+
+
+class _Snapshot:
+    """The parameters, buffers and training flags of a model, to be put back after an exception."""
+
+    def __init__(self, model: nn.Module, *, values: bool):
+        self._flags = [(module, module.training) for module in model.modules()]
+        self._values: list[tuple[Tensor, Tensor]] = []
+        if values:
+            tensors = [*model.parameters(), *model.buffers()]
+            self._values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+            self._gradients = [(p, p.requires_grad) for p in model.parameters()]
+        else:
+            self._gradients = []
+
+    def restore(self) -> None:
+        """Put everything back in place, so that every tensor keeps its identity."""
+        with torch.no_grad():
+            for tensor, saved in self._values:
+                if tensor.shape == saved.shape:
+                    tensor.copy_(saved)
+                else:
+                    tensor.data = saved
+        for parameter, requires_grad in self._gradients:
+            parameter.requires_grad_(requires_grad)
+        for module, training in self._flags:
+            module.training = training
