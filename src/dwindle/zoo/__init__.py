@@ -9,6 +9,12 @@ from dwindle.zoo.datasets import (
     random_flip_and_shift,
     random_shift,
 )
+from dwindle.zoo.photographs import IMAGENET_MEAN, IMAGENET_STD, PHOTOGRAPHS, photographs, read_photograph
+from dwindle.zoo.pretrained import (
+    efficientnet_lite0,
+    efficientnet_lite0_timm,
+    efficientnet_lite0_weights,
+)
 from dwindle.zoo.residual import (
     ResidualBlock,
     ResidualNetwork,
@@ -18,6 +24,9 @@ from dwindle.zoo.residual import (
 )
 
 __all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "PHOTOGRAPHS",
     "BatchLoader",
     "DatasetNotFoundError",
     "ImageData",
@@ -25,9 +34,14 @@ __all__ = [
     "ResidualNetwork",
     "digits",
     "digits_resnet",
+    "efficientnet_lite0",
+    "efficientnet_lite0_timm",
+    "efficientnet_lite0_weights",
     "fashion_mnist",
     "fashion_resnet",
+    "photographs",
     "random_flip_and_shift",
     "random_shift",
+    "read_photograph",
     "residual_network",
 ]

@@ -1,0 +1,149 @@
+"""Real photographs that scikit-image and scikit-learn ship, made ready for ImageNet models.
+
+There are no labels: the photographs serve to calibrate a quantizer and to count how often a small model says
+the same as the original one.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Literal
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from dwindle.zoo.datasets import import_or_explain
+
+__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "PHOTOGRAPHS", "photographs", "read_photograph"]
+
+IMAGENET_MEAN = (0.485, 0.456, 0.406)
+IMAGENET_STD = (0.229, 0.224, 0.225)
+
+PHOTOGRAPHS: dict[str, str] = {
+    "astronaut": "agreement",
+    "brick": "calibration",
+    "camera": "agreement",
+    "chelsea": "agreement",
+    "china": "calibration",
+    "clock": "calibration",
+    "coffee": "agreement",
+    "coins": "calibration",
+    "flower": "agreement",
+    "grass": "agreement",
+    "gravel": "calibration",
+    "hubble_deep_field": "calibration",
+    "immunohistochemistry": "calibration",
+    "moon": "agreement",
+    "motorcycle": "calibration",
+    "page": "calibration",
+    "retina": "agreement",
+    "rocket": "calibration",
+    "text": "agreement",
+}
+"""Every photograph and the part it belongs to; no photograph serves both."""
+
+_SMALLEST_CROP = 0.35
+"""Smallest area of a crop as a share of the photograph."""
+
+
+def read_photograph(name: str) -> Tensor:
+    """Read one photograph.
+
+    Args:
+        name: A key of :data:`PHOTOGRAPHS`.
+
+    Returns:
+        Shape ``(3, height, width)``, float32 between 0 and 1; grey pictures have three equal channels.
+
+    Raises:
+        KeyError: There is no photograph of that name.
+        ImportError: scikit-image or scikit-learn is not installed.
+    """
+    if name not in PHOTOGRAPHS:
+        raise KeyError(f"no photograph {name!r}; there are {', '.join(PHOTOGRAPHS)}")
+    if name in ("china", "flower"):
+        import_or_explain("sklearn", "scikit-learn")
+        from sklearn.datasets import load_sample_image
+
+        pixels = np.asarray(load_sample_image(f"{name}.jpg"))
+    else:
+        data = import_or_explain("skimage.data", "scikit-image")
+        pixels = data.stereo_motorcycle()[0] if name == "motorcycle" else getattr(data, name)()
+    if pixels.ndim == 2:
+        pixels = np.stack([pixels] * 3, axis=-1)
+    return torch.from_numpy(pixels[..., :3].astype(np.float32) / 255.0).permute(2, 0, 1).contiguous()
+
+
+def photographs(
+    part: Literal["calibration", "agreement", "all"] = "all",
+    *,
+    crops: int = 8,
+    size: int = 224,
+    mean: Sequence[float] = (0.5, 0.5, 0.5),
+    std: Sequence[float] = (0.5, 0.5, 0.5),
+    seed: int = 0,
+) -> Tensor:
+    """Cut crops out of the photographs and normalise them.
+
+    The first crop of each photograph is its centre (short side to ``size / 0.875``, as ImageNet models are
+    tested); the others have a random place and size and are mirrored half of the time, always the same ones
+    for the same ``seed``.
+
+    Args:
+        part: Which photographs: those to calibrate with, those to compare models on, or all.
+        crops: Crops of each photograph.
+        size: Height and width of a crop in pixels.
+        mean: Mean of the channels, for values between 0 and 1. The defaults are those of EfficientNet-Lite;
+            most other models want :data:`IMAGENET_MEAN` and :data:`IMAGENET_STD`.
+        std: Standard deviation of the channels.
+        seed: Decides the random crops.
+
+    Returns:
+        Shape ``(photographs * crops, 3, size, size)``, float32; the crops of a photograph lie together.
+
+    Raises:
+        ValueError: ``part`` is unknown, or ``crops`` or ``size`` is below 1.
+    """
+    if part not in ("calibration", "agreement", "all"):
+        raise ValueError(f"part must be 'calibration', 'agreement' or 'all', got {part!r}")
+    if crops < 1 or size < 1:
+        raise ValueError(f"crops and size must be at least 1, got {crops} and {size}")
+    generator = torch.Generator().manual_seed(seed)
+    cut: list[Tensor] = []
+    for name, belongs in PHOTOGRAPHS.items():
+        # The generator moves on for every photograph, so the parts together are the same as "all".
+        seeds = torch.randint(0, 2**31, (crops,), generator=generator)
+        if part not in ("all", belongs):
+            continue
+        picture = read_photograph(name)
+        cut.append(_centre_crop(picture, size))
+        cut.extend(_random_crop(picture, size, int(one)) for one in seeds[1:])
+    shape = (1, 3, 1, 1)
+    images = torch.stack(cut)
+    return (images - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+
+
+def _resize(picture: Tensor, height: int, width: int) -> Tensor:
+    resized = torch.nn.functional.interpolate(
+        picture.unsqueeze(0), (height, width), mode="bicubic", antialias=True, align_corners=False
+    )
+    return resized[0].clamp(0.0, 1.0)
+
+
+def _centre_crop(picture: Tensor, size: int) -> Tensor:
+    height, width = picture.shape[1:]
+    scale = round(size / 0.875) / min(height, width)
+    resized = _resize(picture, max(round(height * scale), size), max(round(width * scale), size))
+    top, left = (resized.shape[1] - size) // 2, (resized.shape[2] - size) // 2
+    return resized[:, top : top + size, left : left + size]
+
+
+def _random_crop(picture: Tensor, size: int, seed: int) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    area, top_share, left_share, mirror = torch.rand(4, generator=generator).tolist()
+    height, width = picture.shape[1:]
+    side = int(min(height, width) * (_SMALLEST_CROP + (1 - _SMALLEST_CROP) * area) ** 0.5)
+    top, left = int(top_share * (height - side + 1)), int(left_share * (width - side + 1))
+    crop = _resize(picture[:, top : top + side, left : left + side], size, size)
+    return crop.flip(-1) if mirror < 0.5 else crop
