@@ -1,0 +1,71 @@
+"""Writes a model as ONNX by the way that fits it: an int8 simulation as QDQ, anything else as it is."""
+
+from __future__ import annotations
+
+import importlib
+from dataclasses import dataclass, field
+from pathlib import Path
+
+from torch import nn
+
+from dwindle.export.capture import capture
+from dwindle.export.onnx_file import OPSET, write_onnx
+from dwindle.measure.structure import InputStructure
+
+
+@dataclass
+class WrittenModel:
+    """What was written.
+
+    Attributes:
+        files: All files, the model first.
+        dynamic_batch: Whether the file takes any batch size.
+        quantized: Whether it is an int8 model, made from a simulation.
+        notes: What the user should know.
+    """
+
+    files: list[Path]
+    dynamic_batch: bool
+    quantized: bool = False
+    notes: list[str] = field(default_factory=list)
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Tell whether dwindle quantized this model (it then simulates int8 and is exported as such)."""
+    check = getattr(importlib.import_module("dwindle.quantization"), "is_quantized", None)
+    return check is not None and bool(check(model))
+
+
+def write_onnx_of(
+    model: nn.Module,
+    structure: InputStructure,
+    path: Path,
+    *,
+    dynamic_batch: bool | None = None,
+    opset: int = OPSET,
+    external_data: bool | None = None,
+) -> WrittenModel:
+    """Write a model as ONNX.
+
+    Args:
+        model: The model; it is left as it was.
+        structure: Its example inputs.
+        path: The ``.onnx`` file.
+        dynamic_batch: See :func:`dwindle.export.capture.capture`.
+        opset: ONNX operator set.
+        external_data: Whether weights go into a file of their own; None decides by size.
+
+    Raises:
+        ExportError: The model has no ONNX form.
+    """
+    if is_quantized(model):
+        return _write_quantized(model, structure, path)
+    captured = capture(model, structure, dynamic_batch=dynamic_batch)
+    files = write_onnx(captured, path, opset=opset, external_data=external_data)
+    return WrittenModel(files, captured.dynamic_batch, notes=captured.notes)
+
+
+def _write_quantized(model: nn.Module, structure: InputStructure, path: Path) -> WrittenModel:
+    qdq = importlib.import_module("dwindle.export.qdq")
+    qdq.export_qdq(model, path, structure.args, structure.kwargs)
+    return WrittenModel([path], dynamic_batch=True, quantized=True)
