@@ -33,14 +33,17 @@ def sibling_directory(target: Path) -> Iterator[Path]:
 
 
 def publish(files: Sequence[Path], target: Path, stale: Iterable[Path] = ()) -> list[Path]:
-    """Move finished files to the place of ``target``, so that no moment shows a model with foreign companions.
+    """Move finished files to the place of ``target``, so that no moment shows a model with foreign
+    companions.
 
-    A single file is replaced in one step. With companions named after their content, these come first and the model
-    last. With companions whose name the format prescribes (OpenVINO's ``.bin``) the old model file is taken away
-    before they are replaced: a process killed in the middle leaves no model rather than a wrong one.
+    A single file is replaced in one step. With companions named after their content, these come first and
+    the model last. With companions whose name the format prescribes (OpenVINO's ``.bin``) the old model
+    file is taken away before they are replaced: a process killed in the middle leaves no model rather than
+    a wrong one.
 
     Args:
-        files: Finished files in one directory on the same file system, the model first, under their final names.
+        files: Finished files in one directory on the same file system, the model first, under their final
+            names.
         target: Final path of the model file.
         stale: Companions of the old model; removed at the end unless they are among the new ones.
 
@@ -63,9 +66,10 @@ def publish(files: Sequence[Path], target: Path, stale: Iterable[Path] = ()) -> 
 def replace_directory(new: Path, target: Path) -> None:
     """Move the directory ``new`` to ``target``, replacing a directory that is there.
 
-    On Linux the two are exchanged in one step of the file system, so ``target`` is at every moment the old or the new
-    directory as a whole. Where the system has no such step, the old one is first moved aside: a process killed
-    between the two moves leaves no ``target``, and the old directory under a name ending in ``.old``.
+    On Linux the two are exchanged in one step of the file system, so ``target`` is at every moment the old
+    or the new directory as a whole. Where the system has no such step, the old one is first moved aside: a
+    process killed between the two moves leaves no ``target``, and the old directory under a name ending in
+    ``.old``.
 
     Args:
         new: A finished directory on the same file system.

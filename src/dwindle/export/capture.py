@@ -31,7 +31,8 @@ class FlatModel(nn.Module):
 
     Args:
         model: The model.
-        structure: How the flat tensors become the model's arguments; its non-tensor arguments stay as in the example.
+        structure: How the flat tensors become the model's arguments; its non-tensor arguments stay as in
+            the example.
     """
 
     def __init__(self, model: nn.Module, structure: InputStructure) -> None:
@@ -73,8 +74,8 @@ def capture(model: nn.Module, structure: InputStructure, *, dynamic_batch: bool 
     Args:
         model: The model; it is left as it was.
         structure: Its example inputs.
-        dynamic_batch: True: the batch must be dynamic. False: the batch of the example is fixed. None: dynamic if the
-            model allows it, and otherwise fixed with a note that says why.
+        dynamic_batch: True: the batch must be dynamic. False: the batch of the example is fixed. None:
+            dynamic if the model allows it, and otherwise fixed with a note that says why.
 
     Raises:
         ExportError: ``torch.export`` refuses the model.
@@ -124,8 +125,9 @@ def _capture(
 ) -> tuple[ExportedProgram, bool, list[str]]:
     """Try a dynamic batch, then a fixed one.
 
-    The sample batch is doubled when it is 1, because a capture at batch 1 is good for no other size. A named
-    dimension gives the file a readable name; ``Dim.DYNAMIC`` accepts relations between inputs that one name does not.
+    The sample batch is doubled when it is 1, because a capture at batch 1 is good for no other size. A
+    named dimension gives the file a readable name; ``Dim.DYNAMIC`` accepts relations between inputs that
+    one name does not.
     """
     batched = batched_inputs(example)
     notes: list[str] = []
@@ -155,7 +157,7 @@ def _capture(
     except Exception as error:  # torch.export raises a great many classes
         raise ExportError(
             f"torch.export refuses the model: {first_line(error)}. Data-dependent Python code (an `if` on a "
-            "tensor's value, boxes after non-maximum suppression) has no static graph; export the part before it"
+            "tensor's value, boxes after non-maximum suppression) has no static graph; export the part before"
         ) from error
 
 

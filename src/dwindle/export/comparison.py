@@ -16,7 +16,8 @@ class Difference:
     Attributes:
         maximum: Largest absolute difference of any float entry.
         relative: Largest over the outputs of (largest difference / largest magnitude of that output).
-        root_mean_square: Largest over the outputs of (root mean square of the difference / that of the output).
+        root_mean_square: Largest over the outputs of (root mean square of the difference / that of the
+            output).
         mismatches: Fraction of unequal entries of integer and boolean outputs (largest over the outputs).
         problem: What makes the outputs incomparable (shapes, number of outputs, infinities), or None.
     """

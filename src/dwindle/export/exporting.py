@@ -96,28 +96,32 @@ def export(
     verify: bool = True,
     tolerance: float | None = None,
 ) -> ExportResult:
-    """Write a model as ``.onnx``, OpenVINO ``.xml`` or ``torch.export`` ``.pt2``; the file is then run and compared.
+    """Write a model as ``.onnx``, OpenVINO ``.xml`` or ``torch.export`` ``.pt2``; the file is then run and
+    compared.
 
-    The model is exported in evaluation mode and left as it was. Models that :func:`dwindle.quantize` made are written
-    as int8 (QDQ). Positional, keyword and dict inputs are welcome, and so are dict and dataclass outputs; flat input
-    and output names are those of the model's own arguments and keys. A file that computes something else than torch
-    does is not left behind: the target is replaced only after the comparison. The order of the files' replacement
-    makes sure that a model file never stands beside foreign weights.
+    The model is exported in evaluation mode and left as it was. Models that :func:`dwindle.quantize` made
+    are written as int8 (QDQ). Positional, keyword and dict inputs are welcome, and so are dict and
+    dataclass outputs; flat input and output names are those of the model's own arguments and keys. A file
+    that computes something else than torch does is not left behind: the target is replaced only after the
+    comparison. The order of the files' replacement makes sure that a model file never stands beside foreign
+    weights.
 
     Args:
         model: The model.
         path: Where to write; the suffix decides the format.
-        example_inputs: A tensor, a tuple of positional inputs, or a dict of keyword inputs. Batch in dimension 0; a
-            batch of 1 is doubled for the capture, since a capture at batch 1 is good for no other size.
+        example_inputs: A tensor, a tuple of positional inputs, or a dict of keyword inputs. Batch in
+            dimension 0; a batch of 1 is doubled for the capture, since a capture at batch 1 is good for no
+            other size.
         example_kwargs: Keyword inputs.
-        dynamic_batch: True: any batch size, or an error. False: the example's batch only. None: dynamic if the model
-            allows it, with a note otherwise.
+        dynamic_batch: True: any batch size, or an error. False: the example's batch only. None: dynamic if
+            the model allows it, with a note otherwise.
         opset: ONNX operator set.
         external_data: ONNX weights in a file of their own; None: only when they are too big for one file.
         half_weights: OpenVINO weights stored as float16.
         verify: Run the written file and compare.
-        tolerance: Largest allowed difference, as a fraction of the largest magnitude of the output. Default: 1e-3;
-            for int8 0.2 of the root mean square, since single roundings may fall to the other side.
+        tolerance: Largest allowed difference, as a fraction of the largest magnitude of the output.
+            Default: 1e-3; for int8 0.2 of the root mean square, since single roundings may fall to the
+            other side.
 
     Raises:
         ConfigError: Unknown suffix, or inputs that do not fit.

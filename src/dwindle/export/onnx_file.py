@@ -23,8 +23,8 @@ def write_onnx(
 ) -> list[Path]:
     """Write a captured program as ONNX.
 
-    Weights in a file of their own are named after their content, so that a model file never finds weights of another
-    export under the name it looks for.
+    Weights in a file of their own are named after their content, so that a model file never finds weights
+    of another export under the name it looks for.
 
     Args:
         captured: The program.
@@ -66,11 +66,14 @@ def _convert(captured: Capture, draft: Path, opset: int, external: bool) -> None
     _use_names_of_the_model(program.model)
     if captured.dynamic_batch:
         _name_batch(program.model, captured.batched)
+    _strip_traces(program.model)
     program.save(str(draft), external_data=external)
 
 
 def _use_names_of_the_model(model: Any) -> None:
-    """Give weights the names they have in the model, without the prefix of the wrapper they were captured in."""
+    """Give weights the names they have in the model, without the prefix of the wrapper they were captured
+    in.
+    """
     initializers = model.graph.initializers
     taken = {value.name for node in model.graph for value in node.outputs} | set(initializers)
     taken |= {value.name for value in model.graph.inputs}
@@ -79,6 +82,22 @@ def _use_names_of_the_model(model: Any) -> None:
         if wanted not in taken:
             initializers[name].name = wanted
             taken.add(wanted)
+
+
+def _strip_traces(model: Any) -> None:
+    """Drop the Python stack traces that the exporter notes: they name paths of this machine, and cost
+    bytes.
+    """
+    holders = [model, model.graph, *model.graph.inputs, *model.graph.initializers.values()]
+    for node in model.graph.all_nodes():
+        holders.extend([node, *node.outputs])
+    for function in model.functions.values():
+        holders.append(function)
+        for node in function.all_nodes():
+            holders.extend([node, *node.outputs])
+    for holder in holders:
+        for key in [key for key in holder.metadata_props if key.startswith("pkg.")]:
+            del holder.metadata_props[key]
 
 
 def _name_batch(model: Any, batched: Sequence[bool]) -> None:
@@ -113,7 +132,9 @@ def _name_weights(onnx: Any, draft: Path) -> Path:
 
 
 def external_files(path: Path) -> set[str]:
-    """Return the names of the files beside it that an ONNX file takes weights from (only those named after it)."""
+    """Return the names of the files beside it that an ONNX file takes weights from (only those named after
+    it).
+    """
     onnx = require("onnx", "onnx")
     try:
         model = onnx.load(str(path), load_external_data=False)

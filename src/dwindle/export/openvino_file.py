@@ -14,8 +14,9 @@ def write_openvino(onnx_path: Path, path: Path, *, half_weights: bool = False) -
     Args:
         onnx_path: The ONNX file.
         path: The ``.xml`` file; the weights stand beside it as ``.bin``.
-        half_weights: Store float weights as float16 (half the bytes, slightly other results). OpenVINO's own tools do
-            this unless told otherwise; here it is off, so that the file computes what the model computes.
+        half_weights: Store float weights as float16 (half the bytes, slightly other results). OpenVINO's
+            own tools do this unless told otherwise; here it is off, so that the file computes what the
+            model computes.
 
     Returns:
         The ``.xml`` and the ``.bin``.

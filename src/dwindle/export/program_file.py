@@ -1,8 +1,8 @@
 """Writes and reads a ``torch.export`` program (``.pt2``) that holds no pickle.
 
-``torch.export.save`` writes the graph as JSON and the weights as raw bytes, but the sample inputs as a pickled
-archive, and unusual constants as pickled objects. Sample inputs are left out here (they are not needed to run), and
-anything else pickled is refused, in writing and before reading.
+``torch.export.save`` writes the graph as JSON and the weights as raw bytes, but the sample inputs as a
+pickled archive, and unusual constants as pickled objects. Sample inputs are left out here (they are not
+needed to run), and anything else pickled is refused, in writing and before reading.
 """
 
 from __future__ import annotations

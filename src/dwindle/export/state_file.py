@@ -22,8 +22,8 @@ def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], di
         model: The model.
 
     Returns:
-        The tensors to store (contiguous, on the CPU), the aliases (name left out → name stored) of tensors that are
-        one and the same, and the extra state that is not a tensor.
+        The tensors to store (contiguous, on the CPU), the aliases (name left out → name stored) of tensors
+        that are one and the same, and the extra state that is not a tensor.
 
     Raises:
         ExportError: An entry can be stored neither as a tensor nor as JSON.
@@ -54,8 +54,8 @@ def _as_json(name: str, value: Any) -> Any:
         return json.loads(json.dumps(value))
     except (TypeError, ValueError) as error:
         raise ExportError(
-            f"{name!r} in the state dict is a {type(value).__name__}, which can be stored neither as a tensor nor as "
-            "JSON (and dwindle writes no pickle)"
+            f"{name!r} in the state dict is a {type(value).__name__}, which can be stored neither as a "
+            "tensor nor as JSON (and dwindle writes no pickle)"
         ) from error
 
 

@@ -20,11 +20,11 @@ def peak_activation_bytes(
 ) -> int:
     """Return the largest number of bytes of live tensor storage during ``model(*args, **kwargs)``.
 
-    The forward pass runs once in evaluation mode without gradients. After each operator the storages of all tensors
-    that are still referenced are added up: the inputs (alive throughout), the intermediate results and the outputs.
-    Parameters and buffers are not counted, views and in-place results share the storage they look into, and a tensor
-    is gone as soon as Python lets go of it. The figure is the same in every run and on every machine. Scratch memory
-    inside a kernel is not seen.
+    The forward pass runs once in evaluation mode without gradients. After each operator the storages of all
+    tensors that are still referenced are added up: the inputs (alive throughout), the intermediate results
+    and the outputs. Parameters and buffers are not counted, views and in-place results share the storage
+    they look into, and a tensor is gone as soon as Python lets go of it. The figure is the same in every
+    run and on every machine. Scratch memory inside a kernel is not seen.
 
     Args:
         model: The model.

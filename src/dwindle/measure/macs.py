@@ -1,16 +1,17 @@
 """Counts multiply-accumulate operations (MACs) of one forward pass.
 
-One MAC is one multiplication and one addition of a matrix product, a convolution or an attention product. Counted
-are ``mm``, ``addmm``, ``bmm``, ``baddbmm``, ``mv``, ``dot`` and their kin, every convolution (groups, strides and
-transposition included), both products of scaled dot product attention (in full, causal or not), recurrent layers
-(their matrix products) and bilinear layers. Torch's own table of formulas is used where it is right (each entry
-there is two FLOPs a MAC); the operators that it silently counts as zero have a formula of their own here: attention
-on the CPU, oneDNN and cuDNN recurrent kernels, matrix-vector products, bilinear products, int8 products. The fused
-transformer encoder kernel is switched off while counting.
+One MAC is one multiplication and one addition of a matrix product, a convolution or an attention product.
+Counted are ``mm``, ``addmm``, ``bmm``, ``baddbmm``, ``mv``, ``dot`` and their kin, every convolution
+(groups, strides and transposition included), both products of scaled dot product attention (in full, causal
+or not), recurrent layers (their matrix products) and bilinear layers. Torch's own table of formulas is used
+where it is right (each entry there is two FLOPs a MAC); the operators that it silently counts as zero have
+a formula of their own here: attention on the CPU, oneDNN and cuDNN recurrent kernels, matrix-vector
+products, bilinear products, int8 products. The fused transformer encoder kernel is switched off while
+counting.
 
-Not counted: elementwise work (activations, norms, softmax, residual additions), pooling, interpolation, embedding
-look-ups, sorting, Fourier transforms and the additions of biases. Custom operators and known heavy operators
-without a formula are not counted either, but they are named in :attr:`MacCount.uncounted`.
+Not counted: elementwise work (activations, norms, softmax, residual additions), pooling, interpolation,
+embedding look-ups, sorting, Fourier transforms and the additions of biases. Custom operators and known
+heavy operators without a formula are not counted either, but they are named in :attr:`MacCount.uncounted`.
 """
 
 from __future__ import annotations
@@ -37,8 +38,8 @@ class MacCount:
 
     Attributes:
         total: MACs of the whole forward pass of the given inputs (all samples of the batch together).
-        by_module: MACs spent inside each module, its children included; ``""`` is the model itself. A module that is
-            called several times has the sum. Empty when it was not asked for.
+        by_module: MACs spent inside each module, its children included; ``""`` is the model itself. A
+            module that is called several times has the sum. Empty when it was not asked for.
         by_operator: MACs by operator name, such as ``aten.convolution``.
         uncounted: Operators met that do arithmetic this counter has no formula for.
     """
@@ -52,8 +53,8 @@ class MacCount:
 def count_macs(model: nn.Module, args: Sequence[Any] = (), kwargs: Mapping[str, Any] | None = None) -> int:
     """Count the MACs of ``model(*args, **kwargs)``; made to be called in a loop.
 
-    The forward pass runs in evaluation mode on the meta device, where nothing is computed, and on the real tensors
-    only when the model's code needs values. The model is left as it was.
+    The forward pass runs in evaluation mode on the meta device, where nothing is computed, and on the real
+    tensors only when the model's code needs values. The model is left as it was.
 
     Args:
         model: The model, on any device.
@@ -265,7 +266,7 @@ def _matrix_matrix(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> 
 
 
 def _trilinear(args: Sequence[Any], kwargs: Mapping[str, Any], out: Any) -> int:
-    first, weight, last = args[:3]
+    first, weight = args[:2]
     # sum over both inputs for each output: first the product with one input, then with the other
     samples = math.prod(first.shape[:-2]) if first.dim() > 2 else first.shape[0]
     outputs, left, right = weight.shape[-3:]
@@ -300,8 +301,8 @@ def _norm_on_meta(features: Tensor) -> tuple[Tensor, Tensor, Tensor]:
     return torch.empty_like(features), channels, channels
 
 
-# Meta kernels written in Python are slow (most of the time of a small convolutional net); these have no MACs and
-# plain shapes.
+# Meta kernels written in Python are slow (most of the time of a small convolutional net); these have no MACs
+# and plain shapes.
 _SHAPE_KEEPING: dict[Any, Callable[[Tensor], Any]] = {
     aten.native_batch_norm: _norm_on_meta,
     **{

@@ -1,7 +1,8 @@
 """The runtimes a model can be run in: torch itself, ONNX Runtime and OpenVINO.
 
-A new runtime is one class: ``export`` writes what the runtime reads, ``load`` opens it, ``feed`` brings tensors into
-its form and ``run`` runs it. Sessions are called like the model they were made from, tensors in and tensors out.
+A new runtime is one class: ``export`` writes what the runtime reads, ``load`` opens it, ``feed`` brings
+tensors into its form and ``run`` runs it. Sessions are called like the model they were made from, tensors
+in and tensors out.
 """
 
 from __future__ import annotations
@@ -89,7 +90,9 @@ class Runtime(abc.ABC):
         """Raise ``MissingDependencyError`` when the runtime's library is not installed."""
 
     def export(self, model: nn.Module, structure: InputStructure, path: Path) -> list[Path]:
-        """Write the file that :meth:`load` reads (ONNX unless a subclass says otherwise); return all files."""
+        """Write the file that :meth:`load` reads (ONNX unless a subclass says otherwise); return all
+        files.
+        """
         from dwindle.export.writing import (
             write_onnx_of,  # the exporter checks what it wrote with these runtimes
         )
@@ -121,8 +124,8 @@ class Runtime(abc.ABC):
         """Make a session of a model or of a file.
 
         Args:
-            model: A module (it is exported with the example inputs into a temporary file), or a file this runtime
-                reads.
+            model: A module (it is exported with the example inputs into a temporary file), or a file this
+                runtime reads.
             args: Example positional inputs; needed for a module.
             kwargs: Example keyword inputs.
         """
@@ -132,21 +135,48 @@ class Runtime(abc.ABC):
             if not path.is_file():
                 raise ConfigError(f"there is no file {str(path)!r}")
             return Session(self, self.load(path), None, None, path.stat().st_size)
-        structure, rebuild = call_structure(model, args, kwargs)
         with tempfile.TemporaryDirectory(prefix="dwindle-session-", ignore_cleanup_errors=True) as directory:
-            files = self.export(model, structure, Path(directory) / f"model{self.suffix}")
-            size = sum(file.stat().st_size for file in files)
-            return Session(self, self.load(files[0]), structure, rebuild, size)
+            return self.open(PreparedModel(model, args, kwargs, Path(directory)))
+
+    def open(self, prepared: PreparedModel) -> Session:
+        """Make a session of a model whose exported files are shared with other runtimes."""
+        files = prepared.files_for(self)
+        size = sum(file.stat().st_size for file in files)
+        return Session(self, self.load(files[0]), prepared.structure, prepared.rebuild, size)
 
 
-def call_structure(
-    model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None
-) -> tuple[InputStructure, Rebuild]:
-    """Run the model once and return how its inputs and its outputs are built."""
-    structure = InputStructure(model, args, kwargs)
-    with evaluation_mode(model), torch.no_grad():
-        _, rebuild = flatten(model(*structure.args, **structure.kwargs))
-    return structure, rebuild
+class PreparedModel:
+    """A model with its example call and the files written for runtimes; each kind of file is written once.
+
+    Args:
+        model: The model.
+        args: Example positional inputs.
+        kwargs: Example keyword inputs.
+        directory: Where files are written.
+
+    Attributes:
+        structure: How its inputs become flat tensors.
+        rebuild: How its flat outputs become what the model returns.
+    """
+
+    def __init__(
+        self, model: nn.Module, args: Sequence[Any], kwargs: Mapping[str, Any] | None, directory: Path
+    ) -> None:
+        self.model = model
+        self.structure = InputStructure(model, args, kwargs)
+        with evaluation_mode(model), torch.no_grad():
+            _, self.rebuild = flatten(model(*self.structure.args, **self.structure.kwargs))
+        self._directory = directory
+        self._files: dict[tuple[Any, str], list[Path]] = {}
+
+    def files_for(self, runtime: Runtime) -> list[Path]:
+        """Return the files a runtime reads, writing them when no runtime before wrote the same kind."""
+        key = (type(runtime).export, runtime.suffix)
+        if key not in self._files:
+            folder = self._directory / str(len(self._files))
+            folder.mkdir()
+            self._files[key] = runtime.export(self.model, self.structure, folder / f"model{runtime.suffix}")
+        return self._files[key]
 
 
 class TorchRuntime(Runtime):
@@ -174,6 +204,10 @@ class TorchRuntime(Runtime):
             return Session(self, self.load(Path(model)), None, None)
         return _TorchSession(self, model)
 
+    def open(self, prepared: PreparedModel) -> Session:
+        """Make a session of the module itself."""
+        return _TorchSession(self, prepared.model)
+
     def feed(self, handle: Any, tensors: Mapping[str, Tensor]) -> Any:
         """Take the tensors as keyword arguments."""
         return (), dict(tensors)
@@ -200,7 +234,9 @@ class _TorchSession(Session):
             return self._handle(*args, **kwargs)
 
     def prepare(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:
-        """Return a function that runs the module; switching modes is left to the caller, for it costs time."""
+        """Return a function that runs the module; switching modes is left to the caller, for it costs
+        time.
+        """
         return lambda: self.runtime.run(self._handle, (args, kwargs))
 
 
@@ -216,7 +252,7 @@ def _arrays(tensors: Mapping[str, Tensor], wanted: Sequence[str], runtime: str) 
     for name, tensor in chosen.items():
         if tensor.dtype is torch.bfloat16:
             raise ConfigError(
-                f"the input {name!r} is bfloat16, which NumPy (and so {runtime}) has not; use float32 inputs and weights"
+                f"the input {name!r} is bfloat16, which NumPy (and so {runtime}) has not; use float32"
             )
         result[name] = tensor.detach().cpu().contiguous().numpy()
     return result
@@ -225,7 +261,8 @@ def _arrays(tensors: Mapping[str, Tensor], wanted: Sequence[str], runtime: str) 
 class OnnxRuntime(Runtime):
     """ONNX Runtime on the CPU.
 
-    Worker threads stop spinning when a run ends, so that a session does not slow down what is timed next to it.
+    Worker threads stop spinning when a run ends, so that a session does not slow down what is timed next to
+    it.
     """
 
     name = "onnxruntime"
@@ -265,9 +302,9 @@ class OnnxRuntime(Runtime):
 class OpenVinoRuntime(Runtime):
     """OpenVINO on the CPU.
 
-    OpenVINO computes in bfloat16 or float16 by itself where the processor is fast at it, which is neither comparable
-    with other runtimes nor the same on all machines. Here the default is float32; ``precision=None`` gives
-    OpenVINO's own choice.
+    OpenVINO computes in bfloat16 or float16 by itself where the processor is fast at it, which is neither
+    comparable with other runtimes nor the same on all machines. Here the default is float32;
+    ``precision=None`` gives OpenVINO's own choice.
 
     Args:
         threads: Threads for one forward pass; None leaves it to OpenVINO.
@@ -333,8 +370,8 @@ def get_runtime(runtime: str | Runtime, *, threads: int | None = None) -> Runtim
     """Return a runtime by name.
 
     Args:
-        runtime: A name of :data:`RUNTIMES`, ``"openvino:bf16"`` (or ``f16``, ``f32``, ``default``) for a precision,
-            or a runtime object, which is returned as it is.
+        runtime: A name of :data:`RUNTIMES`, ``"openvino:bf16"`` (or ``f16``, ``f32``, ``default``) for a
+            precision, or a runtime object, which is returned as it is.
         threads: Threads for one forward pass, when a name is given.
 
     Raises:

@@ -1,8 +1,8 @@
 """Takes nested values apart into tensors and puts them together again.
 
-A runtime such as ONNX Runtime knows a flat list of named tensors; a model knows positional and keyword arguments
-and may return dicts or dataclasses (such as a Hugging Face ``ModelOutput``). The classes here carry the one to
-the other, so that a session can be called exactly like the model it was made from.
+A runtime such as ONNX Runtime knows a flat list of named tensors; a model knows positional and keyword
+arguments and may return dicts or dataclasses (such as a Hugging Face ``ModelOutput``). The classes here
+carry the one to the other, so that a session can be called exactly like the model it was made from.
 """
 
 from __future__ import annotations
@@ -23,15 +23,16 @@ Rebuild = Callable[[Sequence[Any]], Any]
 def flatten(value: Any, path: str = "") -> tuple[list[tuple[str, Tensor]], Rebuild]:
     """Take a nested value apart.
 
-    Dicts, lists, tuples, named tuples and dataclasses are opened; tensors are the leaves; anything else (numbers,
-    strings, None) is a constant that stands in the rebuilt value as it was.
+    Dicts, lists, tuples, named tuples and dataclasses are opened; tensors are the leaves; anything else
+    (numbers, strings, None) is a constant that stands in the rebuilt value as it was.
 
     Args:
         value: The nested value.
         path: Name of the value itself; the leaves' names are built on it with ``_``.
 
     Returns:
-        The ``(name, tensor)`` leaves in order, and a function that rebuilds the value from as many other leaves.
+        The ``(name, tensor)`` leaves in order, and a function that rebuilds the value from as many other
+        leaves.
     """
     if isinstance(value, Tensor):
         return [(path, value)], lambda leaves: leaves[0]
@@ -69,8 +70,8 @@ def _open(value: Any) -> tuple[list[Any], list[Any], Callable[[list[Any]], Any]]
             lambda parts: _same_mapping(value, dict(zip(keys, parts, strict=True))),
         )
     if isinstance(value, tuple) and hasattr(value, "_fields"):
-        kind = type(value)
-        return list(value._fields), list(value), lambda parts: kind(*parts)
+        named_tuple: Any = type(value)
+        return list(value._fields), list(value), lambda parts: named_tuple(*parts)
     if isinstance(value, (list, tuple)):
         container: Any = list if isinstance(value, list) else tuple
         return list(range(len(value))), list(value), lambda parts: container(parts)
@@ -101,9 +102,9 @@ def tensors_of(value: Any) -> list[Tensor]:
 class InputStructure:
     """How the arguments of a model become a flat list of named tensors.
 
-    Arguments are bound by the signature of ``forward``, so a tensor is found whether it is passed by position or by
-    keyword, and the flat names are the names that the model's author gave (``x``, ``input_ids``; ``batch_image`` for
-    the key ``image`` of a dict argument ``batch``).
+    Arguments are bound by the signature of ``forward``, so a tensor is found whether it is passed by
+    position or by keyword, and the flat names are the names that the model's author gave (``x``,
+    ``input_ids``; ``batch_image`` for the key ``image`` of a dict argument ``batch``).
 
     Args:
         model: The model whose ``forward`` is called.
@@ -158,12 +159,14 @@ class InputStructure:
         extra = [path for path in found if path not in self._paths]
         if missing or extra:
             raise ConfigError(
-                f"this call has other tensors than the example inputs had: missing {missing}, unexpected {extra}"
+                f"this call has other tensors than the example had: missing {missing}, unexpected {extra}"
             )
         return [found[path] for path in self._paths]
 
     def unflatten(self, tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
-        """Return ``(args, kwargs)`` of the example with its tensors replaced, in the order of :attr:`names`."""
+        """Return ``(args, kwargs)`` of the example with its tensors replaced, in the order of
+        :attr:`names`.
+        """
         by_path = dict(zip(self._paths, tensors, strict=True))
         # The positional arguments and the keywords are flattened apart from the bound names; identity of the
         # example tensors would not tell equal ones apart, so the same walk is done with placeholders.
@@ -228,7 +231,9 @@ def batch_size(tensors: Sequence[Tensor]) -> int | None:
 
 
 def batched_inputs(tensors: Sequence[Tensor]) -> list[bool]:
-    """Tell for each tensor whether its dimension 0 is the batch: it has as many entries as the first tensor's."""
+    """Tell for each tensor whether its dimension 0 is the batch: it has as many entries as the first
+    tensor's.
+    """
     size = batch_size(tensors)
     return [size is not None and tensor.dim() > 0 and tensor.shape[0] == size for tensor in tensors]
 
@@ -255,9 +260,9 @@ def example_call(
 ) -> tuple[tuple[Any, ...], dict[str, Any]]:
     """Bring the example inputs of a public function into ``(args, kwargs)``.
 
-    A single tensor counts as ``(tensor,)``; a dict in place of the tuple counts as keyword arguments. A Hugging Face
-    model whose config says ``use_cache`` gets ``use_cache=False`` unless the caller said otherwise: a cache object
-    can be neither exported nor compared.
+    A single tensor counts as ``(tensor,)``; a dict in place of the tuple counts as keyword arguments. A
+    Hugging Face model whose config says ``use_cache`` gets ``use_cache=False`` unless the caller said
+    otherwise: a cache object can be neither exported nor compared.
 
     Raises:
         ConfigError: The example inputs are none of these.
@@ -273,7 +278,7 @@ def example_call(
         args = ()
     else:
         raise ConfigError(
-            f"example_inputs must be a tensor, a tuple of positional arguments or a dict of keyword arguments, "
+            "example_inputs must be a tensor, a tuple of positional or a dict of keyword arguments, "
             f"not {type(example_inputs).__name__}"
         )
     if getattr(getattr(model, "config", None), "use_cache", False) and "use_cache" not in kwargs:

@@ -1,8 +1,8 @@
 """Times several functions against each other, fairly.
 
-Machines drift: they heat up, other programs come and go. Functions that are timed one after the other are therefore
-not comparable. Here every round calls each function once, in an order shuffled anew for each round (by a fixed
-seed), so that a disturbance meets all of them alike.
+Machines drift: they heat up, other programs come and go. Functions that are timed one after the other are
+therefore not comparable. Here every round calls each function once, in an order shuffled anew for each
+round (by a fixed seed), so that a disturbance meets all of them alike.
 """
 
 from __future__ import annotations
@@ -74,8 +74,8 @@ def time_interleaved(
         functions: What to time, by name.
         warmup: Rounds before timing starts.
         repeats: Timed rounds.
-        max_seconds: Timed rounds stop early after this many seconds in all, but not before three rounds are done.
-            None means no limit.
+        max_seconds: Timed rounds stop early after this many seconds in all, but not before three rounds are
+            done. None means no limit.
         clock: Gives seconds; for tests.
         seed: Of the order of calls inside each round.
 
