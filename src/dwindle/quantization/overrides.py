@@ -1,0 +1,127 @@
+"""What a ``config_list`` says about single targets, in the words of the placement."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+from typing import Any
+
+from torch import nn
+
+from dwindle.config.errors import ConfigError
+from dwindle.quantization.calls import CallKey
+from dwindle.quantization.numbers import NumberFormat
+from dwindle.quantization.recording import Value
+
+
+@dataclass(frozen=True)
+class TargetSetting:
+    """What was said about one target.
+
+    Attributes:
+        form: The levels, or None to leave the target in float.
+        granularity: ``default``, ``out_channel``, ``per_channel``, a block list, or None for one scale.
+    """
+
+    form: NumberFormat | None
+    granularity: Any = "default"
+
+
+DEFAULT_WEIGHT = NumberFormat.parse("int8", "symmetric")
+
+
+class Overrides:
+    """Settings by module and target, over the preset.
+
+    Args:
+        settings: ``{module path: {target name: setting}}``.
+    """
+
+    def __init__(self, settings: Mapping[str, Mapping[str, TargetSetting]]) -> None:
+        self.settings = settings
+
+    def _get(self, module: str, target: str) -> TargetSetting | None:
+        return self.settings.get(module, {}).get(target)
+
+    def is_float(self, module: str) -> bool:
+        """True when the weight or the input of this module shall not be quantized."""
+        said = [self._get(module, target) for target in ("weight", "_input_0")]
+        return any(setting is not None and setting.form is None for setting in said)
+
+    def is_float_output(self, key: CallKey) -> bool:
+        """True when the output of this call's module shall not be quantized."""
+        setting = self._get(key.module, "_output_0")
+        return bool(key.module) and setting is not None and setting.form is None
+
+    def input_form(self, module: str, default: NumberFormat) -> NumberFormat | None:
+        """Return the levels of a module's input, or None for float."""
+        setting = self._get(module, "_input_0")
+        return default if setting is None else setting.form
+
+    def output_form(self, modules: Iterable[str], default: NumberFormat) -> NumberFormat | None:
+        """Return the levels of the output of the first module that has a say, or None for float."""
+        for module in modules:
+            setting = self._get(module, "_output_0")
+            if module and setting is not None:
+                return setting.form
+        return default
+
+    def weight_form(
+        self, module: str, weight: Value, out_axis: int
+    ) -> tuple[NumberFormat | None, int | None]:
+        """Return the levels of a module's weight and the dimension with one scale per index.
+
+        Raises:
+            ConfigError: The granularity is finer than integer kernels of the runtimes can do.
+        """
+        setting = self._get(module, "weight")
+        if setting is None:
+            return DEFAULT_WEIGHT, out_axis
+        return setting.form, _axis(setting.granularity, weight.rank, out_axis, module)
+
+
+def _axis(granularity: Any, rank: int, out_axis: int, module: str) -> int | None:
+    if granularity is None or granularity == "per_tensor":
+        return None
+    if granularity in ("default", "out_channel", "per_channel"):
+        return out_axis
+    if granularity == "in_channel":
+        return 1 - out_axis
+    if isinstance(granularity, list | tuple):
+        blocks = [1] * (rank - len(granularity)) + list(granularity)
+        single = [index for index, block in enumerate(blocks) if block != -1]
+        if not single:
+            return None
+        if len(single) == 1 and blocks[single[0]] == 1:
+            return single[0]
+    raise ConfigError(
+        f"granularity {granularity!r} of {module}.weight: int8 kernels have one scale, or one per channel; "
+        "use 'default', 'out_channel', 'in_channel' or None"
+    )
+
+
+def overrides_from_config(model: nn.Module, config_list: list[dict[str, Any]] | None) -> Overrides:
+    """Read a ``config_list`` of quantization settings.
+
+    Args:
+        model: The model that the names are about.
+        config_list: NNI 3.0's keys; ``quant_dtype: None`` leaves a target in float.
+
+    Raises:
+        ConfigError: An entry is not valid.
+    """
+    if not config_list:
+        return Overrides({})
+    from dwindle.config import resolve
+
+    settings: dict[str, dict[str, TargetSetting]] = {}
+    for target, setting in resolve(model, config_list, kind="quantization").items():
+        form = (
+            None
+            if setting.quant_dtype is None
+            else NumberFormat.parse(setting.quant_dtype, setting.quant_scheme)
+        )
+        if target.name == "bias":
+            continue  # biases are int32 with the scale of input times weight, always
+        settings.setdefault(target.module, {})[target.name] = TargetSetting(form, setting.granularity)
+    return Overrides(settings)

@@ -1,0 +1,352 @@
+"""Where quantizers stand: from the recorded operations and a runtime's table to places and shared scales.
+
+Two kinds of places exist. A quantizer on the *output* of an operation is seen by everyone who reads the value:
+behind convolutions and int8 sums, where the runtime's kernel itself writes int8. A quantizer on an *input* is
+seen by that one reader only: a residual stream in float stays float although a linear layer beside reads it in
+int8.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+
+from dwindle.quantization.calls import CallKey, Position
+from dwindle.quantization.numbers import NumberFormat
+from dwindle.quantization.operators import Backend, ComputeRule
+from dwindle.quantization.overrides import Overrides
+from dwindle.quantization.recording import Operation, Recording, Value
+
+
+@dataclass
+class WeightPlace:
+    """A weight that is quantized where a call reads it.
+
+    Attributes:
+        position: Where the weight stands among the call's arguments.
+        name: What to call it: the parameter's path, or the call's.
+        form: Its levels.
+        axis: Dimension with one scale per index, or None for one scale.
+        bias: Where the bias stands, if the call has one.
+        input_quantizer: The quantizer of the call's activation.
+    """
+
+    position: Position
+    name: str
+    form: NumberFormat
+    axis: int | None
+    bias: Position | None
+    input_quantizer: int
+
+
+@dataclass
+class Placement:
+    """All quantizers of a model.
+
+    Attributes:
+        names: Name of each activation quantizer, by its number.
+        forms: Levels of each activation quantizer, by its number.
+        outputs: Which quantizer stands on the output of a call.
+        inputs: Which quantizer stands on which argument of a call.
+        weights: The quantized weight of a call.
+    """
+
+    names: list[str] = field(default_factory=list)
+    forms: list[NumberFormat] = field(default_factory=list)
+    outputs: dict[CallKey, int] = field(default_factory=dict)
+    inputs: dict[CallKey, dict[Position, int]] = field(default_factory=dict)
+    weights: dict[CallKey, WeightPlace] = field(default_factory=dict)
+
+
+class Placer:
+    """Solves one model's placement. Use :func:`place`."""
+
+    def __init__(
+        self, recording: Recording, backend: Backend, overrides: Overrides, default: NumberFormat
+    ) -> None:
+        self.recording, self.backend, self.overrides, self.default = recording, backend, overrides, default
+        self.producers = recording.producers()
+        self.consumers = recording.consumers()
+        self.result = Placement()
+        self.parents: list[int] = []  # union-find over quantizers that share one scale
+        self.carried: dict[int, int] = {}  # value -> quantizer that every reader of it sees
+        self.edges: dict[tuple[int, NumberFormat], int] = {}
+        self.compute: dict[CallKey, tuple[ComputeRule, Position, Value]] = {}
+        self.integer: set[CallKey] = set()  # elementwise and pooling calls that run in int8
+        self._wanted: dict[int, bool] = {}
+
+    def solve(self) -> Placement:
+        """Return the placement."""
+        for operation in self.recording.operations:
+            self._choose_compute(operation)
+        for operation in self.recording.operations:
+            self._forward(operation)
+        for operation in self.recording.operations:
+            if operation.key in self.compute:
+                self._quantize_compute(operation)
+        return self._compact()
+
+    # -- which operations run in int8
+
+    def _choose_compute(self, operation: Operation) -> None:
+        rule = self.backend.compute.get(operation.key.operation)
+        if rule is None or self.overrides.is_float(operation.key.module):
+            return
+        activation = operation.at(rule.input, rule.keywords[0])
+        weight = operation.at(rule.weight, rule.keywords[1])
+        if activation is None or weight is None or weight[1].active or not weight[1].floating:
+            return
+        if activation[1].active and activation[1].floating:
+            self.compute[operation.key] = (rule, *activation)
+
+    def _is_int8_reader(self, operation: Operation, position: Position) -> bool:
+        chosen = self.compute.get(operation.key)
+        return chosen is not None and chosen[1] == position
+
+    def _demanded(self, value: Value) -> bool:
+        """True when a compute operation reads the value in int8, directly."""
+        return any(self._is_int8_reader(*reader) for reader in self.consumers.get(value.index, ()))
+
+    def _wanted_after(self, value: Value) -> bool:
+        """True when an int8 value here would be of use to someone further on."""
+        if value.index not in self._wanted:
+            self._wanted[value.index] = False
+            self._wanted[value.index] = any(
+                self._is_int8_reader(reader, position)
+                or self._may_be_integer(reader)
+                or (self._shares(reader) and any(self._wanted_after(made) for made in reader.outputs))
+                for reader, position in self.consumers.get(value.index, ())
+            )
+        return self._wanted[value.index]
+
+    def _may_be_integer(self, operation: Operation) -> bool:
+        table = self.backend
+        name = operation.key.operation
+        return name in table.elementwise or name in table.concatenations
+
+    def _shares(self, operation: Operation) -> bool:
+        name = operation.key.operation
+        if name not in self.backend.shared or len(operation.active_inputs) != 1:
+            return False
+        if name == "pad":  # only zero is exactly representable
+            fill = operation.numbers.get("value", operation.numbers.get(3))
+            mode = operation.numbers.get("mode", operation.numbers.get(2, "constant"))
+            return mode != "constant" or fill in (None, 0)
+        return True
+
+    # -- walking with the data
+
+    def _forward(self, operation: Operation) -> None:
+        name = operation.key.operation
+        if operation.key in self.compute:
+            if self.compute[operation.key][0].quantize_output:
+                self._carry_behind(operation)
+        elif operation.key in self.result.outputs:
+            return  # a fused activation whose quantizer stands already
+        elif name in self.backend.elementwise:
+            self._elementwise(operation)
+        elif name in self.backend.concatenations:
+            self._concatenate(operation)
+        elif name in self.backend.pools:
+            self._pool(operation)
+        elif self._shares(operation):
+            self._share(operation)
+
+    def _carry_behind(self, operation: Operation) -> None:
+        """Put a quantizer on an operation's output, behind the activation that fuses with it."""
+        value, last = operation.outputs[0], operation
+        readers = self.consumers.get(value.index, [])
+        if len(readers) == 1 and value.index not in self.recording.results:
+            reader = readers[0][0]
+            plain = len(reader.active_inputs) == 1 and len(reader.inputs) == 1
+            if reader.key.operation in self.backend.fused_activations and plain:
+                value, last = reader.outputs[0], reader
+        if value.index in self.recording.results:
+            return  # what the model gives back stays in full precision
+        form = self.overrides.output_form((last.key.module, operation.key.module), self.default)
+        if form is None:
+            return
+        quantizer = self._new(str(last.key), form)
+        self.result.outputs[last.key] = quantizer
+        self.carried[value.index] = quantizer
+
+    def _elementwise(self, operation: Operation) -> None:
+        operands = operation.active_inputs
+        if (
+            len(operands) < 2
+            or len(operands) != len(operation.inputs)
+            or self.overrides.is_float_output(operation.key)
+        ):
+            return
+        carried = [value.index in self.carried for _, value in operands]
+        if not any(carried) or not self._wanted_after(operation.outputs[0]):
+            return
+        product = "mul" in operation.key.operation
+        for (_, value), is_carried in zip(operands, carried, strict=True):
+            gate = product and self._is_gate(value)
+            if not (is_carried or self._demanded(value) or gate):
+                return
+        for position, value in operands:
+            if value.index not in self.carried:
+                self._edge(operation, position, value, self.default)
+        self._carry_behind(operation)
+
+    def _is_gate(self, value: Value) -> bool:
+        producer = self.producers.get(value.index)
+        return producer is not None and producer.key.operation in self.backend.gates
+
+    def _concatenate(self, operation: Operation) -> None:
+        operands = operation.active_inputs
+        if not operands or len(operands) != len(operation.inputs):
+            return
+        numbers = [self.carried.get(value.index) for _, value in operands]
+        known = [number for number in numbers if number is not None]
+        forms = {self.result.forms[number] for number in known}
+        if len(known) != len(numbers) or len(forms) != 1 or not self._wanted_after(operation.outputs[0]):
+            return
+        for number in known[1:]:
+            self._unite(known[0], number)
+        self.carried[operation.outputs[0].index] = known[0]
+        self.result.outputs[operation.key] = known[0]
+
+    def _pool(self, operation: Operation) -> None:
+        operands = operation.active_inputs
+        if (
+            len(operands) == 1
+            and operands[0][1].index in self.carried
+            and self._wanted_after(operation.outputs[0])
+        ):
+            self._carry_behind(operation)
+
+    def _share(self, operation: Operation) -> None:
+        quantizer = self.carried.get(operation.active_inputs[0][1].index)
+        if quantizer is None or not any(self._wanted_after(value) for value in operation.outputs):
+            return
+        self.result.outputs[operation.key] = quantizer
+        for value in operation.outputs:
+            self.carried[value.index] = quantizer
+
+    # -- inputs and weights of compute operations
+
+    def _quantize_compute(self, operation: Operation) -> None:
+        rule, position, value = self.compute[operation.key]
+        module = operation.key.module
+        wanted = self.overrides.input_form(module, self.default)
+        if wanted is None:
+            return
+        carried = self.carried.get(value.index)
+        if carried is None or self.result.forms[carried] != wanted:
+            carried = self._edge(operation, position, value, wanted)
+        weight = operation.at(rule.weight, rule.keywords[1])
+        bias = operation.at(rule.bias, rule.keywords[2])
+        assert weight is not None
+        form, axis = self.overrides.weight_form(module, weight[1], rule.weight_axis)
+        if form is not None:
+            self.result.weights[operation.key] = WeightPlace(
+                weight[0],
+                weight[1].name or f"{operation.key}",
+                form,
+                axis,
+                bias[0] if bias else None,
+                carried,
+            )
+
+    def _edge(self, operation: Operation, position: Position, value: Value, form: NumberFormat) -> int:
+        """Quantize a value for one reader; readers of the same value and form share the quantizer."""
+        hoisted = self._hoist(value, form)
+        if hoisted is not None:
+            return hoisted
+        place = (value.index, form)
+        if place not in self.edges:
+            producer = self.producers.get(value.index)
+            origin = str(producer.key) if producer is not None else f"input {value.index}"
+            self.edges[place] = self._new(f"{origin} as input", form)
+        self.result.inputs.setdefault(operation.key, {})[position] = self.edges[place]
+        return self.edges[place]
+
+    def _hoist(self, value: Value, form: NumberFormat) -> int | None:
+        """Move a quantizer up through operations that only move values, when nobody else would notice."""
+        producer = self.producers.get(value.index)
+        if producer is None or value.index in self.carried or not self._shares(producer):
+            return None
+        if len(producer.outputs) != 1 or value.index in self.recording.results:
+            return None
+        readers = self.consumers[value.index]
+        if form != self.default or not all(self._is_int8_reader(*reader) for reader in readers):
+            return None
+        if any(self.overrides.input_form(reader.key.module, self.default) != form for reader, _ in readers):
+            return None
+        position, source = producer.active_inputs[0]
+        quantizer = self.carried.get(source.index)
+        if quantizer is None or self.result.forms[quantizer] != form:
+            quantizer = self._edge(producer, position, source, form)
+        self.result.outputs[producer.key] = quantizer
+        self.carried[value.index] = quantizer
+        return quantizer
+
+    # -- quantizers and their groups
+
+    def _new(self, name: str, form: NumberFormat) -> int:
+        self.result.names.append(name)
+        self.result.forms.append(form)
+        self.parents.append(len(self.parents))
+        return len(self.parents) - 1
+
+    def _root(self, number: int) -> int:
+        while self.parents[number] != number:
+            number = self.parents[number]
+        return number
+
+    def _unite(self, first: int, second: int) -> None:
+        first, second = self._root(first), self._root(second)
+        self.parents[max(first, second)] = min(first, second)
+
+    def _compact(self) -> Placement:
+        """Number the groups that are in use from zero and name them everywhere by their group."""
+        old, used = self.result, Placement()
+        numbers: dict[int, int] = {}
+
+        def renumber(quantizer: int) -> int:
+            root = self._root(quantizer)
+            if root not in numbers:
+                numbers[root] = len(numbers)
+                used.names.append(old.names[root])
+                used.forms.append(old.forms[root])
+            return numbers[root]
+
+        used.outputs = {key: renumber(number) for key, number in old.outputs.items()}
+        used.inputs = {
+            key: {position: renumber(number) for position, number in places.items()}
+            for key, places in old.inputs.items()
+        }
+        for key, place in old.weights.items():
+            place.input_quantizer = renumber(place.input_quantizer)
+            used.weights[key] = place
+        return used
+
+
+def place(
+    recording: Recording,
+    backend: Backend,
+    overrides: Overrides | None = None,
+    default: NumberFormat | None = None,
+) -> Placement:
+    """Decide where quantizers stand.
+
+    Args:
+        recording: The operations of one forward.
+        backend: What the runtime does in int8.
+        overrides: What the user's ``config_list`` wants differently.
+        default: Levels of activations; uint8 affine when not given.
+    """
+    form = default if default is not None else NumberFormat.parse("uint8")
+    return Placer(recording, backend, overrides if overrides is not None else Overrides({}), form).solve()
+
+
+def summarize(placement: Placement) -> Mapping[str, int]:
+    """Return how many quantizers of each kind there are, for logs and histories."""
+    return {
+        "activations": len(placement.names),
+        "weights": len(placement.weights),
+        "places": len(placement.outputs) + sum(len(places) for places in placement.inputs.values()),
+    }

@@ -1,0 +1,201 @@
+"""Post-training quantization in one call."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dwindle.config.errors import ConfigError, did_you_mean
+from dwindle.quantization.batches import Inputs, calibration_batches, forward_inputs
+from dwindle.quantization.calls import run_with
+from dwindle.quantization.folding import Fold, apply_folds, find_folds
+from dwindle.quantization.numbers import SMALLEST_SCALE, NumberFormat, scale_and_zero_point
+from dwindle.quantization.observers import Observer, make_observer
+from dwindle.quantization.operators import Backend, get_backend
+from dwindle.quantization.overrides import overrides_from_config
+from dwindle.quantization.placement import Placement, place, summarize
+from dwindle.quantization.plan import plan_of, record_history
+from dwindle.quantization.recording import record
+from dwindle.quantization.simulation import (
+    ObservingMode,
+    PlacedMode,
+    Simulation,
+    WeightSlot,
+    attach,
+    is_quantized,
+)
+from dwindle.quantization.weights import weight_range
+
+
+@dataclass(frozen=True)
+class Preset:
+    """Levels of activations and how their ranges are found.
+
+    Attributes:
+        activation: Levels of activations.
+        observer: Name of the observer.
+    """
+
+    activation: NumberFormat
+    observer: str
+
+
+PRESETS: dict[str, Preset] = {
+    "int8": Preset(NumberFormat.parse("uint8", "affine"), "histogram"),
+    "int8_minmax": Preset(NumberFormat.parse("uint8", "affine"), "minmax"),
+}
+"""``int8``: weights int8 symmetric per output channel, activations uint8 affine per tensor."""
+
+
+def quantize(
+    model: nn.Module,
+    calibration_data: Any,
+    *,
+    preset: str = "int8",
+    config_list: list[dict[str, Any]] | None = None,
+    example_inputs: Any = None,
+    backend: str | Backend = "onnxruntime",
+    observer: str | Callable[[], Observer] | None = None,
+    adapt: Callable[[Any], Any] | None = None,
+    max_batches: int | None = None,
+) -> nn.Module:
+    """Quantize a trained model after training: fold, place quantizers, and set their ranges from data.
+
+    Args:
+        model: A float model; it is not changed.
+        calibration_data: An iterable of batches: tensors, tuples (labels behind the inputs are left out),
+            or mappings by argument name. A few dozen samples are enough.
+        preset: ``"int8"``: weights int8 symmetric per output channel (levels -127 to 127), activations uint8
+            affine per tensor, zero exactly representable, ranges of least squared error.
+            ``"int8_minmax"``: the same with the whole ranges seen.
+        config_list: Other settings for single targets (``quant_dtype``, ``quant_scheme``, ``granularity``);
+            ``quant_dtype: None`` leaves a target in float.
+        example_inputs: Arguments to record the model with: a tensor, a tuple, or a mapping; the first batch
+            when not given.
+        backend: The runtime whose placement to use: ``"onnxruntime"`` (fast in OpenVINO too) or ``"openvino"``.
+        observer: How ranges are found: ``"minmax"``, ``"moving_average"``, ``"percentile"``, ``"histogram"``,
+            or a function that makes an observer; the preset's when not given.
+        adapt: Function from a batch to inputs, for batches of another form.
+        max_batches: Read at most so many batches.
+
+    Returns:
+        A copy in evaluation mode that simulates int8 in its ordinary forward. Its int8 file is written by
+        ``dwindle.export``.
+
+    Raises:
+        ConfigError: An argument is not valid, nothing can be quantized, or the model is quantized already.
+    """
+    chosen = _preset(preset)
+    table = get_backend(backend)
+    make_observer(observer or chosen.observer)
+    if is_quantized(model):
+        raise ConfigError("this model is quantized already; quantize the original instead")
+    overrides = overrides_from_config(model, config_list)
+    simulated = copy.deepcopy(model).eval()
+    batches = calibration_batches(simulated, calibration_data, adapt, max_batches)
+    first: Inputs | None = None
+    if example_inputs is None:
+        first = next(batches)
+    args, kwargs = (
+        first if first is not None else forward_inputs(simulated, example_inputs, lambda batch: batch)
+    )
+
+    folds = find_folds(simulated, record(simulated, args, kwargs))
+    apply_folds(simulated, folds)
+    recording = record(simulated, args, kwargs, {fold.call for fold in folds})
+    placement = place(recording, table, overrides, chosen.activation)
+    if not placement.weights:
+        raise ConfigError("no operation of this model can run in int8 with these settings")
+
+    observers = [make_observer(observer or chosen.observer) for _ in placement.names]
+    ranges = Simulation(placement, {}, folds)
+    if first is not None:
+        run_with(simulated, ObservingMode(ranges, observers), *first)
+    for args, kwargs in batches:
+        run_with(simulated, ObservingMode(ranges, observers), args, kwargs)
+    scale, zero_point = _activation_parameters(placement, observers)
+    slots, weight_scale = weight_parameters(simulated, placement, folds, args, kwargs, scale)
+    device = next(simulated.parameters()).device
+    packed = tuple(
+        tensor.to(device)
+        for tensor in (scale, zero_point, weight_scale, torch.zeros(len(weight_scale), dtype=torch.int32))
+    )
+    attach(simulated, Simulation(placement, slots, folds), packed)  # type: ignore[arg-type]
+    record_history(
+        simulated, {"preset": preset, "backend": table.name, **summarize(placement)}, plan_of(simulated)
+    )
+    return simulated
+
+
+def _preset(name: str) -> Preset:
+    if name not in PRESETS:
+        raise ConfigError(f"preset {name!r} is not known: {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
+    return PRESETS[name]
+
+
+def _activation_parameters(placement: Placement, observers: list[Observer]) -> tuple[Tensor, Tensor]:
+    scales, zero_points = [], []
+    for name, form, observer in zip(placement.names, placement.forms, observers, strict=True):
+        try:
+            low, high = observer.range(form)
+        except ValueError as error:
+            raise ConfigError(f"no finite value reached {name} in the calibration data: {error}") from error
+        scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), form)
+        scales.append(scale)
+        zero_points.append(zero_point)
+    return torch.stack(scales), torch.stack(zero_points)
+
+
+class _WeightsMode(PlacedMode):
+    """Takes the weights as the calls read them (after masks and other parametrizations)."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__(simulation)
+        self.weights: dict[Any, Tensor] = {}
+        self.biases: dict[Any, Tensor] = {}
+
+    def on_call(self, key: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Keep the weight and the bias of a call."""
+        slot = self.simulation.slots.get(key)
+        if slot is not None:
+            for found, position in ((self.weights, slot.place.position), (self.biases, slot.place.bias)):
+                if position is not None:
+                    where = position[0]
+                    found[key] = args[where] if isinstance(where, int) else kwargs[where]
+        return super().on_call(key, func, args, kwargs)
+
+
+def weight_parameters(
+    model: nn.Module,
+    placement: Placement,
+    folds: list[Fold],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    activation_scale: Tensor,
+) -> tuple[dict[Any, WeightSlot], Tensor]:
+    """Return the slots of all weights and their packed scales.
+
+    Scales are kept large enough that the int32 bias, whose scale is input scale times weight scale, does not
+    overflow: a channel of nearly zero weights would otherwise lose its bias in the runtime.
+    """
+    slots = {key: WeightSlot(weight, 0, 0) for key, weight in placement.weights.items()}
+    mode = _WeightsMode(Simulation(placement, slots, folds))
+    run_with(model, mode, args, kwargs)
+    scales, start = [], 0
+    for key, slot in slots.items():
+        found = slot.place
+        reach = weight_range(mode.weights[key].detach(), found.axis)
+        scale = (reach.double() / found.form.highest).clamp(min=SMALLEST_SCALE)
+        bias = mode.biases.get(key)
+        if bias is not None:
+            floor = bias.detach().abs().double() / (float(activation_scale[found.input_quantizer]) * 2.0**30)
+            scale = torch.maximum(scale, floor if floor.numel() == scale.numel() else floor.max())
+        slot.start, slot.length = start, scale.numel()
+        start += scale.numel()
+        scales.append(scale.float().reshape(-1).cpu())
+    return slots, torch.cat(scales)

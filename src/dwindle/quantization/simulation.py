@@ -1,0 +1,237 @@
+"""The simulated model: quantizers at their places, applied while the user's own eager forward runs.
+
+Everything a quantizer needs stands in four buffers of the root module (scales and zero points of activations
+and of weights, packed), so ``state_dict``, ``.to()`` and ``deepcopy`` treat them like any other state, and no
+module is added that a container could trip over. The parameters stay the user's: a weight is quantized where a
+call reads it.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dwindle.config.errors import ConfigError
+from dwindle.quantization.calls import CallKey, CallMode, ModulePath, map_tensors, replace_at, track_modules
+from dwindle.quantization.folding import Fold
+from dwindle.quantization.numbers import NumberFormat, fake_quantize
+from dwindle.quantization.observers import Observer
+from dwindle.quantization.placement import Placement, WeightPlace
+
+ATTRIBUTE = "_dwindle_quantization"
+BUFFERS = tuple(
+    f"{ATTRIBUTE}_{name}"
+    for name in ("activation_scale", "activation_zero_point", "weight_scale", "weight_zero_point")
+)
+NODE_DOMAIN = "dwindle"
+"""Domain of the placeholder operators that an export records; they are replaced before the file is written."""
+
+
+@dataclass
+class WeightSlot:
+    """Where a weight's scales stand in the packed buffers, and what the weight is."""
+
+    place: WeightPlace
+    start: int
+    length: int
+
+
+@dataclass
+class Simulation:
+    """All that makes a model simulate int8; it hangs on the root module outside of its submodules.
+
+    Attributes:
+        forms: Levels of each activation quantizer.
+        names: Name of each activation quantizer.
+        placement: Which quantizer stands where.
+        slots: Weights by the call that reads them.
+        folds: Batch normalizations that were folded away.
+        path: Follows the running module.
+        exporting: True while an export records the forward.
+        captured: While a dictionary, weights are put in as calls read them.
+    """
+
+    placement: Placement
+    slots: dict[CallKey, WeightSlot]
+    folds: list[Fold]
+    path: ModulePath = field(default_factory=ModulePath)
+    exporting: bool = False
+    captured: dict[CallKey, Tensor] | None = None
+    running: list[SimulationMode] = field(default_factory=list)
+
+    def __post_init__(self) -> None:
+        self.passed_over = {fold.call for fold in self.folds}
+        self.operations = {
+            key.operation
+            for keys in (self.placement.outputs, self.placement.inputs, self.slots, self.passed_over)
+            for key in keys
+        }
+
+    @property
+    def forms(self) -> list[NumberFormat]:
+        """Levels of each activation quantizer."""
+        return self.placement.forms
+
+
+class PlacedMode(CallMode):
+    """Applies something at every activation quantizer's place, and something at every weight's."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__(simulation.path)
+        self.simulation = simulation
+
+    def watches(self, operation: str) -> bool:
+        """Name only the operations that carry a quantizer somewhere."""
+        return operation in self.simulation.operations
+
+    def activation(self, value: Tensor, quantizer: int) -> Tensor:
+        """Return what readers get of an activation."""
+        return value
+
+    def weight(self, value: Tensor, key: CallKey, slot: WeightSlot) -> Tensor:
+        """Return what the call gets of its weight."""
+        return value
+
+    def on_call(self, key: CallKey, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one call with its quantizers around it."""
+        simulation = self.simulation
+        if key in simulation.passed_over:
+            return args[0]
+        places = simulation.placement.inputs.get(key)
+        if places:
+            for position, quantizer in places.items():
+                args, kwargs = replace_at(
+                    args, kwargs, position, lambda value, q=quantizer: self.activation(value, q)
+                )
+        slot = simulation.slots.get(key)
+        if slot is not None:
+            args, kwargs = replace_at(
+                args, kwargs, slot.place.position, lambda value: self.weight(value, key, slot)
+            )
+        output = func(*args, **kwargs)
+        made = simulation.placement.outputs.get(key)
+        return output if made is None else map_tensors(output, lambda value: self.activation(value, made))
+
+
+class SimulationMode(PlacedMode):
+    """Rounds every quantized value to its levels. Reads nothing back to the host."""
+
+    def __init__(self, simulation: Simulation, model: nn.Module) -> None:
+        super().__init__(simulation)
+        self.scale, self.zero_point, self.weight_scale, self.weight_zero_point = (
+            getattr(model, name) for name in BUFFERS
+        )
+
+    def activation(self, value: Tensor, quantizer: int) -> Tensor:
+        """Round an activation, or record a placeholder while exporting."""
+        if self.simulation.exporting:
+            return _placeholder("Activation", value, {"quantizer": quantizer})
+        form = self.simulation.forms[quantizer]
+        return fake_quantize(value, self.scale[quantizer], self.zero_point[quantizer], form)
+
+    def weight(self, value: Tensor, key: CallKey, slot: WeightSlot) -> Tensor:
+        """Round a weight, or record a placeholder while exporting."""
+        if self.simulation.exporting:
+            return _placeholder("Weight", value, {"call": repr(tuple(key))})
+        if self.simulation.captured is not None:
+            self.simulation.captured[key] = value.detach().clone()
+        part = slice(slot.start, slot.start + slot.length)
+        scale, zero_point = self.weight_scale[part], self.weight_zero_point[part]
+        return fake_quantize(value, scale, zero_point, slot.place.form, slot.place.axis)
+
+
+def _placeholder(kind: str, value: Tensor, attributes: dict[str, Any]) -> Tensor:
+    return torch.onnx.ops.symbolic(
+        f"{NODE_DOMAIN}::{kind}", (value,), attrs=attributes, dtype=value.dtype, shape=value.shape, version=1
+    )
+
+
+class ObservingMode(PlacedMode):
+    """Shows every activation to its observer; values stay as they are."""
+
+    def __init__(self, simulation: Simulation, observers: list[Observer]) -> None:
+        super().__init__(simulation)
+        self.observers = observers
+
+    def activation(self, value: Tensor, quantizer: int) -> Tensor:
+        """Show the value to the quantizer's observer."""
+        self.observers[quantizer].update(value)
+        return value
+
+
+class StartSimulation:
+    """Forward pre-hook of the root: switches the simulation on."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self.simulation = simulation
+
+    def __call__(self, module: nn.Module, args: Any) -> None:
+        """Enter the mode."""
+        mode = SimulationMode(self.simulation, module)
+        self.simulation.running.append(mode)
+        self.simulation.path.stack.append("")
+        mode.__enter__()
+
+
+class StopSimulation:
+    """Forward hook of the root: switches the simulation off, also when the forward raised."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        self.simulation = simulation
+
+    def __call__(self, module: nn.Module, args: Any, output: Any) -> None:
+        """Leave the mode."""
+        if self.simulation.running:
+            self.simulation.running.pop().__exit__(None, None, None)
+            self.simulation.path.stack.clear()
+
+
+def attach(
+    model: nn.Module, simulation: Simulation, parameters: tuple[Tensor, Tensor, Tensor, Tensor]
+) -> None:
+    """Make a model simulate, in place.
+
+    Args:
+        model: Its batch normalizations are folded already.
+        simulation: What stands where.
+        parameters: Activation scales (float32) and zero points (int32), one per quantizer; weight scales and
+            zero points, packed as the slots say.
+
+    Raises:
+        ConfigError: The model simulates already.
+    """
+    if is_quantized(model):
+        raise ConfigError("this model is quantized already; quantize the original instead")
+    for name, value in zip(BUFFERS, parameters, strict=True):
+        model.register_buffer(name, value)
+    model.__dict__[ATTRIBUTE] = simulation
+    track_modules(model, simulation.path)
+    model.register_forward_pre_hook(StartSimulation(simulation), prepend=True)
+    model.register_forward_hook(StopSimulation(simulation), always_call=True)
+
+
+def is_quantized(model: nn.Module) -> bool:
+    """Say whether :func:`dwindle.quantize` made this model."""
+    return ATTRIBUTE in model.__dict__
+
+
+def simulation_of(model: nn.Module) -> Simulation:
+    """Return what makes a model simulate.
+
+    Raises:
+        ConfigError: The model was not quantized by dwindle.
+    """
+    if not is_quantized(model):
+        raise ConfigError("this model was not quantized by dwindle: call dwindle.quantize first")
+    simulation: Simulation = model.__dict__[ATTRIBUTE]
+    return simulation
+
+
+def quantization_parameters(model: nn.Module) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Return activation scales and zero points, then packed weight scales and zero points (on the CPU)."""
+    simulation_of(model)
+    first, second, third, fourth = (getattr(model, name).detach().cpu() for name in BUFFERS)
+    return first, second, third, fourth
