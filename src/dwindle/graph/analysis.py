@@ -1,0 +1,314 @@
+"""What one model's recordings say about its axes: which are coupled, which may shrink, and why not the rest."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+
+from dwindle.config.errors import CaptureError
+from dwindle.graph import axes as algebra
+from dwindle.graph.axes import LEAF, PRODUCT, Axis
+from dwindle.graph.counts import CountSolver
+from dwindle.graph.positions import Positions, positions
+from dwindle.graph.propagate import propagate
+from dwindle.graph.recorder import record
+from dwindle.graph.rules.registry import Scope
+from dwindle.graph.trace import Trace
+
+#: Axes smaller than this are not pruned (gates, the three of q, k, v); heads have their own limit.
+SMALLEST_AXIS = 4
+SMALLEST_HEADS = 2
+
+
+@dataclass(eq=False, slots=True)
+class AxisInfo:
+    """One leaf axis that parameters have.
+
+    Attributes:
+        id: Number within the analysis.
+        size: Number of indices.
+        kind: ``"channels"``, ``"heads"``, ``"head_width"``, ``"embedding"`` or ``"feed_forward"``.
+        parameter_dims: Every (parameter or buffer name, dimension) that contains it.
+        frozen_reason: Why nothing of it may be removed; None when it may shrink.
+        source_line: Source line behind the reason.
+        selected: Whether pruning shrinks it by default (one factor of each product is).
+        axis: The axis itself.
+    """
+
+    id: int
+    size: int
+    kind: str
+    parameter_dims: list[tuple[str, int]]
+    frozen_reason: str | None
+    source_line: str | None
+    selected: bool
+    axis: Axis
+
+
+@dataclass(slots=True)
+class Analysis:
+    """The axes of a model.
+
+    Attributes:
+        traces: The recordings: evaluation first, then training when it could be recorded.
+        scope: What the rules observed.
+        parameter_axes: Axes of each parameter and buffer by name.
+        axes: Every leaf axis that a parameter has, frozen ones too.
+        solver: Constraints between counts.
+        notes: What the user should know (training mode not recorded, unknown operators).
+        example_args: The inputs that were recorded (batch of at least two where possible).
+        example_kwargs: Likewise.
+    """
+
+    traces: list[Trace]
+    scope: Scope
+    parameter_axes: dict[str, list[Axis]]
+    axes: list[AxisInfo]
+    solver: CountSolver
+    notes: list[str]
+    example_args: tuple[Any, ...]
+    example_kwargs: dict[str, Any]
+    by_axis: dict[Axis, AxisInfo] = field(default_factory=dict)
+    memory: dict[Axis, Positions] = field(default_factory=dict)
+
+    @property
+    def trace(self) -> Trace:
+        """The recording in evaluation mode."""
+        return self.traces[0]
+
+    def positions(self, parameter: str, dim: int) -> Positions:
+        """Return for each leaf of that dimension its index at each position."""
+        return positions(self.parameter_axes[parameter][dim], self.memory)
+
+    def units(self, parameter: str, dim: int) -> tuple[torch.Tensor, torch.Tensor]:
+        """Return, for each index of a parameter's dimension, what must go together with it.
+
+        Args:
+            parameter: Parameter name.
+            dim: Dimension of it.
+
+        Returns:
+            Two int64 tensors as long as the dimension: the id of the selected axis there (-1 where frozen) and
+            the index on that axis.
+        """
+        size = self.parameter_axes[parameter][dim].size
+        ids, index = torch.full((size,), -1), torch.full((size,), -1)
+        for leaf, own in self.positions(parameter, dim).items():
+            info = self.by_axis.get(leaf)
+            if info is not None and info.selected:
+                ids[own >= 0] = info.id
+                index = torch.where(own >= 0, own, index)
+        return ids, index
+
+    def selected(self) -> list[AxisInfo]:
+        """Return the axes that shrink by default."""
+        return [info for info in self.axes if info.selected]
+
+    def prunable_share(self) -> float:
+        """Share of all parameter elements that lie on at least one axis that may shrink."""
+        total = free = 0
+        for name, value in self.trace.parameters.items():
+            if value.kind != "parameter":
+                continue
+            elements = 1
+            for size in value.shape:
+                elements *= size
+            total += elements
+            infos = [self.by_axis.get(leaf) for axis in self.parameter_axes[name] for leaf in axis.leaves()]
+            free += elements if any(info is not None and info.selected for info in infos) else 0
+        return free / total if total else 0.0
+
+
+def larger_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int = 2) -> tuple[Any, Any] | None:
+    """Return the inputs with dimension 0 of every tensor repeated to ``size``; None when they share no batch.
+
+    A batch of one hides merges of the batch with another axis.
+    """
+    flat, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
+    tensors = [item for item in flat if isinstance(item, torch.Tensor) and item.dim() > 0]
+    sizes = {tensor.shape[0] for tensor in tensors}
+    if len(sizes) != 1:
+        return None
+    own = sizes.pop()
+    if own == 0:
+        return None
+
+    def resize(item: Any) -> Any:
+        if not isinstance(item, torch.Tensor) or item.dim() == 0:
+            return item
+        return torch.cat([item] * -(-size // own))[:size]
+
+    return pytree.tree_unflatten([resize(item) for item in flat], spec)
+
+
+def analyse(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    training: bool = True,
+    prefer: str = "heads",
+) -> Analysis:
+    """Record a model and work out its axes. The model is not changed.
+
+    Args:
+        model: Any module.
+        args: Positional example inputs (a tuple).
+        kwargs: Keyword example inputs.
+        training: Also record the training mode, so that branches which exist only there stay intact.
+        prefer: Which factor of heads x head width shrinks: ``"heads"`` or ``"head_width"``.
+
+    Raises:
+        CaptureError: The model fails on the inputs.
+    """
+    args, kwargs = tuple(args), dict(kwargs or {})
+    traces, used_args, used_kwargs = capture(model, args, kwargs, training=training)
+    return analyse_traces(traces, used_args, used_kwargs, prefer=prefer, notes=_capture_notes(traces, training))
+
+
+def capture(
+    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool = True
+) -> tuple[list[Trace], tuple[Any, ...], dict[str, Any]]:
+    """Record evaluation and training mode; returns the traces and the inputs that were used."""
+    attempts: list[tuple[Any, Any]] = [(args, dict(kwargs))]
+    flat = [item for item in pytree.tree_leaves((args, dict(kwargs))) if isinstance(item, torch.Tensor)]
+    if any(tensor.dim() and tensor.shape[0] == 1 for tensor in flat):
+        larger = larger_batch(args, kwargs)
+        if larger is not None:
+            attempts.insert(0, larger)
+    failure: CaptureError | None = None
+    for own_args, own_kwargs in attempts:
+        try:
+            evaluation = record(model, own_args, own_kwargs)
+        except CaptureError as error:
+            failure = error
+            continue
+        traces = [evaluation]
+        if training:
+            try:
+                traces.append(record(model, own_args, own_kwargs, training=True, device=evaluation.executed_on))
+            except CaptureError:
+                pass
+        return traces, tuple(own_args), dict(own_kwargs)
+    raise failure if failure is not None else CaptureError("no example inputs")
+
+
+def _capture_notes(traces: list[Trace], training: bool) -> list[str]:
+    if training and len(traces) == 1:
+        return ["training mode could not be recorded: parameters used only there are left alone"]
+    return []
+
+
+def analyse_traces(
+    traces: list[Trace], args: tuple[Any, ...], kwargs: dict[str, Any], *, prefer: str = "heads", notes: list[str]
+) -> Analysis:
+    """Work out the axes from recordings that were already made."""
+    parameter_axes, scope = propagate(traces)
+    equalities = [pair for trace in traces for pair in trace.equalities]
+    _freeze_literals(scope)
+    dims: dict[Axis, list[tuple[str, int]]] = {}
+    for name, axes in parameter_axes.items():
+        for dim, axis in enumerate(axes):
+            for leaf in dict.fromkeys(axis.leaves()):
+                dims.setdefault(leaf, []).append((name, dim))
+    used = {id(value) for trace in traces for node in trace.live_nodes() for value in node.inputs()}
+    unused = {
+        name
+        for name in parameter_axes
+        if not any(name in trace.parameters and id(trace.parameters[name]) in used for trace in traces)
+    }
+    kinds = _Kinds(scope)
+    infos: list[AxisInfo] = []
+    for leaf, places in dims.items():
+        if leaf.size == 1:
+            continue
+        reason, where = leaf.frozen, leaf.where
+        if reason is None and all(name in unused for name, _ in places):
+            reason = "no recorded run uses it"
+        infos.append(AxisInfo(len(infos), leaf.size, kinds.of(leaf, places), places, reason, where, False, leaf))
+    by_axis = {info.axis: info for info in infos}
+    _select(parameter_axes, traces, by_axis, prefer)
+    candidates = [info.axis for info in infos if info.selected]
+    notes = list(notes)
+    for node in scope.unknown:
+        notes.append(f"operator {node.name} at {node.where} is not followed; what it touches is frozen")
+    solver = CountSolver(scope, equalities, candidates)
+    return Analysis(traces, scope, parameter_axes, infos, solver, notes, args, kwargs, by_axis)
+
+
+def _freeze_literals(scope: Scope) -> None:
+    """A size that stands as a literal in the user's code cannot change in place."""
+    for observation in scope.observations:
+        if isinstance(observation.expression, int):
+            where = observation.node.where if observation.node else None
+            for axis in observation.axes:
+                algebra.freeze(axis, f"its size {observation.expression} is a literal in the code", where)
+
+
+class _Kinds:
+    """Names the kind of a leaf from how it is used."""
+
+    def __init__(self, scope: Scope) -> None:
+        self.heads = {leaf for axis in scope.heads for leaf in axis.leaves()}
+        self.widths = {leaf for axis in scope.head_widths for leaf in axis.leaves()}
+        self.normalized = {
+            leaf for mixing in scope.mixings if mixing.node.name.endswith("norm") for axis in mixing.axes for leaf in axis.leaves()
+        }
+
+    def of(self, leaf: Axis, places: list[tuple[str, int]]) -> str:
+        """Kind of a leaf that the given parameter dimensions contain."""
+        if leaf in self.heads:
+            return "heads"
+        if leaf in self.widths:
+            return "head_width"
+        if leaf in self.normalized:
+            return "embedding"
+        names = " ".join(name for name, _ in places)
+        return "feed_forward" if len(places) <= 4 and ("fc" in names or "mlp" in names or "intermediate" in names) else "channels"
+
+
+def _select(
+    parameter_axes: dict[str, list[Axis]], traces: list[Trace], by_axis: dict[Axis, AxisInfo], prefer: str
+) -> None:
+    """Choose the axes that shrink: free, large enough, and one factor of each product."""
+    for info in by_axis.values():
+        smallest = SMALLEST_HEADS if info.kind == "heads" else SMALLEST_AXIS
+        info.selected = info.frozen_reason is None and info.size >= smallest
+    seen: set[Axis] = set()
+    every = [axis for axes in parameter_axes.values() for axis in axes]
+    for trace in traces:
+        every += [axis for node in trace.nodes for value in node.outputs for axis in value.axes]
+    for axis in every:
+        root = axis.find()
+        if root not in seen:
+            seen.add(root)
+            _select_in(root, by_axis, prefer, seen)
+
+
+def _select_in(axis: Axis, by_axis: dict[Axis, AxisInfo], prefer: str, seen: set[Axis]) -> None:
+    if axis.kind == LEAF:
+        return
+    if axis.kind != PRODUCT:
+        for part in axis.parts:
+            _select_in(part.find(), by_axis, prefer, seen)
+        return
+    free = []
+    for factor in algebra.factors(axis):
+        infos = [by_axis[leaf] for leaf in dict.fromkeys(factor.leaves()) if leaf in by_axis and by_axis[leaf].selected]
+        if infos:
+            free.append(infos)
+        _select_in(factor.find(), by_axis, prefer, seen)
+    if len(free) < 2:
+        return
+    wanted = [infos for infos in free if any(info.kind == prefer for info in infos)]
+    chosen = wanted[0] if wanted else free[0]
+    for infos in free:
+        if infos is not chosen:
+            for info in infos:
+                info.selected = False
+                info.frozen_reason = "another factor of the same product shrinks"

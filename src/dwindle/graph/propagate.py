@@ -1,0 +1,63 @@
+"""Runs the rules over recordings of one model, all over the same parameter axes."""
+
+from __future__ import annotations
+
+from dwindle.graph import axes as algebra
+from dwindle.graph.axes import Axis
+from dwindle.graph.rules import rule_for
+from dwindle.graph.rules.registry import Scope, freeze_everything
+from dwindle.graph.trace import Node, Trace
+
+
+def propagate(traces: list[Trace]) -> tuple[dict[str, list[Axis]], Scope]:
+    """Give every tensor of every trace its axes.
+
+    Args:
+        traces: Recordings of the same model (evaluation, training). Parameters share their axes between them.
+
+    Returns:
+        The axes of each parameter and buffer by name, and what the rules observed.
+    """
+    scope = Scope()
+    parameter_axes: dict[str, list[Axis]] = {}
+    for trace in traces:
+        for name, value in trace.parameters.items():
+            if name not in parameter_axes:
+                parameter_axes[name] = [algebra.leaf(size) for size in value.shape]
+            value.axes = parameter_axes[name]
+        for value in trace.inputs:
+            value.axes = [algebra.leaf(size, "model input") for size in value.shape]
+        for node in trace.live_nodes():
+            _apply(node, scope)
+        scope.node = None
+        for value in trace.outputs:
+            if not value.axes and value.shape:
+                value.axes = [algebra.leaf(size) for size in value.shape]
+            for axis in value.axes:
+                algebra.freeze(axis, "model output")
+    return parameter_axes, scope
+
+
+def _apply(node: Node, scope: Scope) -> None:
+    """Run the rule of one call; what cannot be followed is frozen."""
+    scope.node = node
+    for value in node.inputs():
+        if not value.axes and value.shape:
+            reason = "a constant tensor that no module owns" if value.kind == "constant" else "not recorded"
+            value.axes = [algebra.leaf(size, reason, node.where) for size in value.shape]
+    rule = rule_for(node)
+    if rule is None:
+        scope.unknown.append(node)
+        freeze_everything(node, scope, f"operator {node.name} has no axis rule")
+        return
+    try:
+        rule(node, scope)
+    except Exception as error:
+        scope.unknown.append(node)
+        freeze_everything(node, scope, f"the rule of {node.name} does not cover this call ({error})")
+        return
+    for output in node.outputs:
+        if tuple(axis.size for axis in output.axes) != output.shape:
+            scope.unknown.append(node)
+            freeze_everything(node, scope, f"the rule of {node.name} does not cover this call")
+            return

@@ -1,0 +1,370 @@
+"""Records one forward pass as a list of ATen operator calls, with the provenance of every size.
+
+The model runs eagerly, under ``inference_mode``, where a dispatch mode sees composite operators (``linear``,
+``conv2d``, ``scaled_dot_product_attention``) before they are taken apart. Integers are tagged in the same run
+(:mod:`dwindle.graph.tagging`), so that sizes need no matching afterwards. Tensors stand on the ``meta`` device
+where the model allows it, so that recording computes nothing and touches nothing of the user's; models whose
+code looks at values are recorded with real ones.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import sys
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import ExitStack, contextmanager
+from typing import Any
+
+import torch
+import torch.nn.functional
+import torch.utils._pytree as pytree
+from torch import nn
+from torch.overrides import TorchFunctionMode
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dwindle.config.errors import CaptureError
+from dwindle.graph import expressions
+from dwindle.graph.expressions import Dimension, Expression, TaggedFloat, TaggedInt
+from dwindle.graph.tagging import tagged_integers
+from dwindle.graph.trace import Node, Trace, Value
+
+_LIBRARY_FOLDERS = (torch.__path__[0] + os.sep, __file__.rsplit("graph", 1)[0])
+_SHAPE, _SIZE = torch.Tensor.shape, torch.Tensor.size
+
+
+def user_name(name: str) -> str:
+    """Return the user's own name of a parametrized parameter: ``a.parametrizations.weight.original`` -> ``a.weight``."""
+    if ".original" in name and "parametrizations." in name and name.endswith(".original"):
+        head, _, tail = name.rpartition("parametrizations.")
+        return head + tail[: -len(".original")]
+    return name
+
+
+class _Recording:
+    """State shared by the two modes while a model runs."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Node] = []
+        self.known: dict[int, Value] = {}
+        self.keep_alive: list[torch.Tensor] = []
+        self.equalities: list[tuple[Expression, Expression]] = []
+        self.sizes: list[Expression] | None = None
+        self.floats: list[Expression] | None = None
+        self.modules: list[str] = [""]
+
+    def value_of(self, tensor: torch.Tensor) -> Value:
+        """Return the value that stands for ``tensor`` now; a tensor from nowhere becomes a constant."""
+        value = self.known.get(id(tensor))
+        if value is None:
+            value = tensor.__dict__.get("_dwindle_value")
+        if value is None:
+            value = Value("constant", "", tuple(int(s) for s in tensor.size()), tensor.dtype, tensor=tensor)
+            self.bind(tensor, value, keep=True)
+        return value
+
+    def bind(self, tensor: torch.Tensor, value: Value, keep: bool = False) -> None:
+        """State that ``tensor`` now holds ``value``."""
+        if keep or id(tensor) in self.known:
+            self.known[id(tensor)] = value
+            self.keep_alive.append(tensor)
+        else:
+            tensor.__dict__["_dwindle_value"] = value
+
+
+def _where() -> str:
+    """Source line of the innermost frame outside torch and dwindle."""
+    frame = sys._getframe(2)
+    while frame is not None:
+        name = frame.f_code.co_filename
+        if not name.startswith(_LIBRARY_FOLDERS) and not name.startswith("<"):
+            return f"{name}:{frame.f_lineno}"
+        frame = frame.f_back  # type: ignore[assignment]
+    return ""
+
+
+def _collect(argument: Any, sizes: list[Expression], floats: list[Expression]) -> None:
+    """Gather the integers (as expressions) and the tagged floats of an argument, in order."""
+    kind = type(argument)
+    if kind is TaggedInt:
+        sizes.append(argument.expression)
+    elif kind is int:
+        sizes.append(argument)
+    elif kind is TaggedFloat:
+        floats.append(argument.expression)
+    elif kind in (tuple, list, torch.Size):
+        for item in argument:
+            _collect(item, sizes, floats)
+    elif kind is slice:
+        for item in (argument.start, argument.stop, argument.step):
+            _collect(item, sizes, floats)
+
+
+class _Tagging(TorchFunctionMode):
+    """Tags sizes that are read from tensors and notes the tagged numbers that reach an operator."""
+
+    def __init__(self, recording: _Recording) -> None:
+        super().__init__()
+        self.recording = recording
+
+    def __torch_function__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        if func is _SIZE or getattr(func, "__self__", None) is _SHAPE:
+            return self._sizes(func, args, kwargs)
+        sizes: list[Expression] = []
+        floats: list[Expression] = []
+        for argument in args:
+            _collect(argument, sizes, floats)
+        for argument in kwargs.values():
+            _collect(argument, sizes, floats)
+        recording = self.recording
+        before = recording.sizes, recording.floats
+        recording.sizes, recording.floats = sizes, floats
+        try:
+            return func(*args, **kwargs)
+        finally:
+            recording.sizes, recording.floats = before
+
+    def _sizes(self, func: Any, args: Any, kwargs: Any) -> Any:
+        tensor = args[0]
+        value = self.recording.value_of(tensor)
+        result = func(*args, **kwargs)
+        if isinstance(result, int):
+            dim = int(args[1] if len(args) > 1 else kwargs["dim"]) % max(len(value.shape), 1)
+            return TaggedInt(result, Dimension(value, dim)) if result > 1 else result
+        return torch.Size(
+            [TaggedInt(size, Dimension(value, dim)) if size > 1 else size for dim, size in enumerate(result)]
+        )
+
+
+class _Recorder(TorchDispatchMode):
+    """Writes down every operator that reaches the dispatcher."""
+
+    def __init__(self, recording: _Recording) -> None:
+        super().__init__()
+        self.recording = recording
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        kwargs = kwargs or {}
+        recording = self.recording
+        own_args = tuple(self._record_argument(argument) for argument in args)
+        own_kwargs = {key: self._record_argument(argument) for key, argument in kwargs.items()}
+        result = func(*args, **kwargs)
+        if isinstance(result, torch.Tensor):
+            tensors, spec = [result], "one"
+        elif isinstance(result, tuple | list):
+            tensors, spec = list(result), "list"
+        else:
+            tensors, spec = [], "none"
+        node = Node(func, own_args, own_kwargs, [], spec, recording.modules[-1], _where())
+        node.sizes, node.floats = recording.sizes, recording.floats
+        for tensor in tensors:
+            if not isinstance(tensor, torch.Tensor):
+                node.outputs.append(Value("result", "", (), torch.int64, producer=node))
+                continue
+            value = Value("result", "", tuple(tensor.shape), tensor.dtype, producer=node)
+            node.outputs.append(value)
+            recording.bind(tensor, value)
+        recording.nodes.append(node)
+        return result
+
+    def _record_argument(self, argument: Any) -> Any:
+        if isinstance(argument, torch.Tensor):
+            return self.recording.value_of(argument)
+        if isinstance(argument, list | tuple):
+            return [self._record_argument(item) for item in argument]
+        return argument
+
+
+@contextmanager
+def _module_stack(model: nn.Module, recording: _Recording) -> Iterator[None]:
+    """Keep the path of the running module."""
+    paths = {id(module): path for path, module in model.named_modules()}
+
+    def enter(module: nn.Module, _inputs: Any) -> None:
+        recording.modules.append(paths.get(id(module), recording.modules[-1]))
+
+    def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
+        recording.modules.pop()
+
+    first = torch.nn.modules.module.register_module_forward_pre_hook(enter)
+    second = torch.nn.modules.module.register_module_forward_hook(leave, always_call=True)
+    try:
+        yield
+    finally:
+        first.remove()
+        second.remove()
+
+
+@contextmanager
+def _transparent_functions() -> Iterator[None]:
+    """Let the tagging mode see the operators inside torch's Python functions rather than the function itself."""
+    never: Callable[..., bool] = lambda *_: False  # noqa: E731
+    names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
+    places = [torch.nn.functional, torch.functional, torch._tensor]
+    saved = [(place, name, getattr(place, name)) for place in places for name in names if hasattr(place, name)]
+    for place, name, _ in saved:
+        setattr(place, name, never)
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    torch.backends.mha.set_fastpath_enabled(False)
+    try:
+        yield
+    finally:
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+        for place, name, original in saved:
+            setattr(place, name, original)
+
+
+def _tensor_slots(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, str, str]]:
+    """Yield ``(dictionary, key, kind, name)`` for every tensor that a module of ``model`` holds."""
+    for path, module in model.named_modules(remove_duplicate=True):
+        prefix = f"{path}." if path else ""
+        for key, held in module._parameters.items():
+            if held is not None:
+                yield module._parameters, key, "parameter", user_name(prefix + key)
+        for key, held in module._buffers.items():
+            if held is not None:
+                yield module._buffers, key, "buffer", prefix + key
+        for key, held in vars(module).items():
+            if isinstance(held, torch.Tensor):
+                yield vars(module), key, "buffer", prefix + key
+
+
+@contextmanager
+def _stand_ins(model: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[list[Any]]:
+    """Swap every tensor of the model for ``replace(tensor)``; yields ``(tensor, kind, name)``; restores on exit."""
+    saved: list[tuple[Any, Any, torch.Tensor]] = []
+    substitutes: dict[int, torch.Tensor] = {}
+    listing: list[tuple[torch.Tensor, str, str]] = []
+    try:
+        for slots, key, kind, name in list(_tensor_slots(model)):
+            original = slots[key]
+            if id(original) not in substitutes:
+                substitutes[id(original)] = replace(original)
+                listing.append((substitutes[id(original)], kind, name))
+            if substitutes[id(original)] is not original:
+                saved.append((slots, key, original))
+                slots[key] = substitutes[id(original)]
+        for module in model.modules():
+            # recurrent modules keep a second list of their parameters
+            flat = vars(module).get("_flat_weights")
+            if isinstance(flat, list):
+                for position, original in enumerate(flat):
+                    if isinstance(original, torch.Tensor) and id(original) in substitutes:
+                        saved.append((flat, position, original))
+                        flat[position] = substitutes[id(original)]
+        yield listing
+    finally:
+        for slots, key, original in saved:
+            slots[key] = original
+
+
+def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """An empty tensor of the same shape and dtype on the meta device, a parameter when ``tensor`` is one."""
+    empty = torch.empty_like(tensor.detach(), device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
+
+
+def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
+    """Yield the tensors in nested containers and dataclasses. Other objects (caches) are not entered."""
+    if isinstance(tree, torch.Tensor):
+        yield tree
+    elif isinstance(tree, Mapping):
+        for item in tree.values():
+            yield from tensors_in(item)
+    elif isinstance(tree, list | tuple | set):
+        for item in tree:
+            yield from tensors_in(item)
+    elif dataclasses.is_dataclass(tree) and not isinstance(tree, type):
+        for entry in dataclasses.fields(tree):
+            yield from tensors_in(getattr(tree, entry.name))
+
+
+def record(
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: Mapping[str, Any] | None = None,
+    *,
+    training: bool = False,
+    device: str | None = None,
+) -> Trace:
+    """Run ``model`` once and return what it did.
+
+    The model is left as it was: mode, parameters, buffers, hooks and random state.
+
+    Args:
+        model: Any module.
+        args: Positional example inputs.
+        kwargs: Keyword example inputs.
+        training: Record in training mode (branches that exist only there); evaluation mode otherwise.
+        device: ``"meta"`` to record without computing, ``"real"`` to run on the real values; None tries ``meta``
+            first.
+
+    Raises:
+        CaptureError: The model itself fails on the inputs.
+    """
+    attempts = [device] if device is not None else ["meta", "real"]
+    failure: Exception | None = None
+    for attempt in attempts:
+        try:
+            return _record_once(model, tuple(args), dict(kwargs or {}), training, attempt)
+        except Exception as error:
+            failure = error
+    raise CaptureError(
+        f"{type(model).__name__} could not be run on the example inputs in "
+        f"{'training' if training else 'evaluation'} mode: {type(failure).__name__}: {failure}"
+    ) from failure
+
+
+def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, device: str) -> Trace:
+    recording = _Recording()
+    modes = {module: module.training for module in model.modules()}
+    if device == "meta":
+        replace: Callable[[torch.Tensor], torch.Tensor] = _to_meta
+    elif training:
+        # running statistics are updated in training mode: on copies, not on the user's
+        replace = lambda t: t if isinstance(t, nn.Parameter) else t.detach().clone()  # noqa: E731
+    else:
+        replace = lambda t: t  # noqa: E731
+    flat, input_spec = pytree.tree_flatten((args, kwargs))
+    if device == "meta":
+        flat = [item.detach().to("meta") if isinstance(item, torch.Tensor) else item for item in flat]
+    with ExitStack() as stack:
+        stack.enter_context(torch.random.fork_rng(devices=[]))
+        stack.enter_context(torch.inference_mode())
+        listing = stack.enter_context(_stand_ins(model, replace))
+        parameters: dict[str, Value] = {}
+        for tensor, kind, name in listing:
+            parameters[name] = Value(kind, name, tuple(tensor.shape), tensor.dtype)
+            recording.bind(tensor, parameters[name], keep=True)
+        inputs = []
+        for number, item in enumerate(flat):
+            if isinstance(item, torch.Tensor):
+                flat[number] = item = item.view_as(item) if id(item) in recording.known else item
+                value = Value("input", f"input {number}", tuple(item.shape), item.dtype)
+                inputs.append(value)
+                recording.bind(item, value, keep=True)
+        for module in model.modules():
+            module.training = training
+        stack.callback(lambda: [setattr(module, "training", mode) for module, mode in modes.items()])
+        owners = stack.enter_context(tagged_integers(model))
+        stack.enter_context(_transparent_functions())
+        stack.enter_context(_module_stack(model, recording))
+        previous = expressions.on_equal
+        expressions.on_equal = lambda left, right: recording.equalities.append((left, right))
+        stack.callback(lambda: setattr(expressions, "on_equal", previous))
+        if device == "meta":
+            stack.enter_context(torch.device("meta"))
+        stack.enter_context(_Recorder(recording))
+        stack.enter_context(_Tagging(recording))
+        run_args, run_kwargs = pytree.tree_unflatten(flat, input_spec)
+        result = model(*run_args, **run_kwargs)
+    flat_outputs, output_spec = pytree.tree_flatten(result)
+    outputs = [recording.value_of(tensor) for tensor in tensors_in(flat_outputs)]
+    flat_values = [recording.value_of(o) if isinstance(o, torch.Tensor) else o for o in flat_outputs]
+    known_inputs = iter(inputs)
+    flat_inputs = [next(known_inputs) if isinstance(item, torch.Tensor) else item for item in flat]
+    return Trace(
+        recording.nodes, parameters, inputs, outputs, input_spec, flat_inputs, output_spec, flat_values,
+        recording.equalities, training, device, owners,
+    )

@@ -1,0 +1,170 @@
+"""Which indices of each axis stay: scores from all coupled parameters, and the ratio or target they must meet."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Callable, Mapping
+
+import torch
+
+from dwindle.config.errors import ConfigError, did_you_mean
+from dwindle.graph.analysis import Analysis, AxisInfo
+from dwindle.graph.axes import Axis
+from dwindle.graph.counts import Counts, CountSolver
+from dwindle.realize.cost import CostModel
+
+#: A criterion: scores of the indices of one dimension of one weight, larger is more important.
+Criterion = Callable[[torch.Tensor, int], torch.Tensor]
+
+#: How near a target a prune must come.
+TARGET_TOLERANCE = 0.02
+
+
+def axis_scores(
+    analysis: Analysis, infos: list[AxisInfo], tensors: Mapping[str, torch.Tensor], criterion: Criterion
+) -> dict[Axis, torch.Tensor]:
+    """Return the importance of each index of each axis: the mean over all weights that share the axis.
+
+    Each weight's scores are divided by their mean first, so that a layer with large numbers does not decide
+    alone, and scores of different axes can be ranked together.
+
+    Args:
+        analysis: The axes.
+        infos: The axes to score.
+        tensors: Parameter values by name.
+        criterion: Scores the indices of one dimension of one weight.
+    """
+    scores: dict[Axis, torch.Tensor] = {}
+    cached: dict[tuple[str, int], torch.Tensor] = {}
+    for info in infos:
+        total = torch.zeros(info.size, dtype=torch.float64)
+        used = 0
+        for name, dim in info.parameter_dims:
+            tensor = tensors.get(name)
+            if tensor is None or tensor.dim() < 2 or not tensor.is_floating_point():
+                continue
+            key = (name, dim)
+            if key not in cached:
+                cached[key] = criterion(tensor.detach(), dim).double().cpu()
+            index = analysis.positions(name, dim)[info.axis]
+            here = index >= 0
+            summed = torch.zeros(info.size, dtype=torch.float64).index_add_(0, index[here], cached[key][here])
+            mean = summed.mean()
+            if mean > 0:
+                total += summed / mean
+                used += 1
+        scores[info.axis] = total / max(used, 1)
+    return scores
+
+
+def ratio_of(info: AxisInfo, ratio: float, by_name: Mapping[str, float]) -> float:
+    """Return the ratio for one axis: the first pattern that matches one of its parameters, else the general one."""
+    for pattern, own in by_name.items():
+        if any(fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + ".") for name, _ in info.parameter_dims):
+            return own
+    return ratio
+
+
+def local_counts(infos: list[AxisInfo], ratio: float, by_name: Mapping[str, float]) -> Counts:
+    """Every axis keeps the same share of its indices (halves are rounded up; at least one stays)."""
+    return {
+        info.axis: max(1, int(info.size * (1 - ratio_of(info, ratio, by_name)) + 0.5)) for info in infos
+    }
+
+
+def global_counts(
+    infos: list[AxisInfo], ratio: float, scores: Mapping[Axis, torch.Tensor], largest_ratio: float
+) -> Counts:
+    """One threshold for all axes: the least important share of all indices goes, wherever it lies."""
+    if not infos:
+        return {}
+    every = torch.cat([scores[info.axis] for info in infos])
+    count = min(int(every.numel() * ratio), every.numel() - 1)
+    threshold = every.sort().values[count]
+    counts = {}
+    for info in infos:
+        kept = int((scores[info.axis] >= threshold).sum())
+        counts[info.axis] = max(kept, 1, int(info.size * (1 - largest_ratio) + 0.5))
+    return counts
+
+
+def counts_for_target(
+    counts_at: Callable[[float], Counts], solver: CountSolver, cost: CostModel, name: str, share: float, multiple: int
+) -> Counts:
+    """Return solved counts whose cost is ``share`` of the full one, within the tolerance.
+
+    The ratio is found by bisection; what the rounding of single axes leaves over is closed by moving axes from
+    the larger to the smaller of the two neighbouring solutions, one by one.
+
+    Raises:
+        ConfigError: The target cannot be reached, with the range that can.
+    """
+    full = cost.cost(name, {})
+    goal = share * full
+    lowest = solver.solve(counts_at(1.0), multiple)
+    if cost.cost(name, lowest) > goal * (1 + TARGET_TOLERANCE):
+        reachable = cost.cost(name, lowest) / full
+        raise ConfigError(
+            f"target: {name} = {share:g} cannot be reached; the axes that may shrink allow no less than {reachable:.3f}"
+        )
+    low, high = 0.0, 1.0
+    large, small = solver.solve(counts_at(0.0), multiple), lowest
+    for _ in range(30):
+        middle = (low + high) / 2
+        counts = solver.solve(counts_at(middle), multiple)
+        if cost.cost(name, counts) > goal:
+            low, large = middle, counts
+        else:
+            high, small = middle, counts
+        if abs(cost.cost(name, counts) - goal) <= 0.002 * goal:
+            return counts
+    best = small
+    current = dict(small)
+    for leaf in sorted(small, key=lambda axis: axis.number):
+        if large[leaf] <= small[leaf]:
+            continue
+        trial = solver.solve({**current, leaf: large[leaf]}, multiple)
+        if cost.cost(name, trial) <= goal * (1 + TARGET_TOLERANCE / 2):
+            current = trial
+        if abs(cost.cost(name, current) - goal) < abs(cost.cost(name, best) - goal):
+            best = dict(current)
+    if abs(cost.cost(name, best) - goal) > TARGET_TOLERANCE * goal:
+        best = _step_single_indices(best, solver, cost, name, goal, multiple)
+    return best
+
+
+def _step_single_indices(
+    counts: Counts, solver: CountSolver, cost: CostModel, name: str, goal: float, multiple: int
+) -> Counts:
+    """Give single indices back where that brings the cost nearer to the goal."""
+    best = dict(counts)
+    for _ in range(64):
+        improved = False
+        for leaf in sorted(best, key=lambda axis: axis.number):
+            if best[leaf] >= leaf.size:
+                continue
+            trial = solver.solve({**best, leaf: best[leaf] + 1}, multiple)
+            if abs(cost.cost(name, trial) - goal) < abs(cost.cost(name, best) - goal):
+                best, improved = trial, True
+        if not improved:
+            break
+    return best
+
+
+def best_indices(scores: torch.Tensor, count: int) -> torch.Tensor:
+    """Return a boolean mask of the ``count`` highest scores (the earlier index wins a tie)."""
+    order = torch.argsort(scores, descending=True, stable=True)
+    keep = torch.zeros(scores.numel(), dtype=torch.bool)
+    keep[order[:count]] = True
+    return keep
+
+
+def check_name(value: str, choices: list[str], argument: str) -> str:
+    """Return ``value`` when it is one of ``choices``.
+
+    Raises:
+        ConfigError: Naming the argument and the nearest choice.
+    """
+    if value not in choices:
+        raise ConfigError(f"{argument}: {value!r} is not one of {', '.join(choices)}{did_you_mean(value, choices)}")
+    return value

@@ -1,0 +1,164 @@
+"""``dw.prune``: structured pruning of any architecture in one call, realized and proven."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from dwindle.config.errors import ConfigError
+from dwindle.graph.analysis import Analysis, AxisInfo, analyse_traces, capture
+from dwindle.pruning.importance import IMPORTANCES
+from dwindle.realize.choose import (
+    Criterion,
+    axis_scores,
+    best_indices,
+    check_name,
+    counts_for_target,
+    global_counts,
+    local_counts,
+)
+from dwindle.realize.cost import CostModel
+from dwindle.realize.shrink import ShrinkResult, liven, shrink, zero_removed
+from dwindle.realize.surgery import _held, tensor_slots
+
+_COSTS = ["macs", "params", "bytes"]
+_SCOPES = ["local", "global"]
+_KINDS = ["channels", "heads", "head_width", "embedding", "feed_forward"]
+
+
+def prune(
+    model: nn.Module,
+    example_inputs: Any,
+    *,
+    ratio: float | None = None,
+    target: Mapping[str, float] | None = None,
+    importance: str | Criterion = "l1",
+    scope: str = "local",
+    ratios: Mapping[str, float] | None = None,
+    ignore: Sequence[str] = (),
+    axes: Sequence[str] | None = None,
+    round_to: int = 1,
+    largest_ratio: float = 0.9,
+    example_kwargs: Mapping[str, Any] | None = None,
+    optimizer: torch.optim.Optimizer | None = None,
+    verify: bool = True,
+    analysis: Analysis | None = None,
+) -> ShrinkResult:
+    """Remove the least important channels, heads and widths of a model, in place, with proof.
+
+    Args:
+        model: Any module; left as it was when anything fails.
+        example_inputs: A tensor, or a tuple of positional inputs.
+        ratio: Share of the indices of each axis that goes, 0 to 1.
+        target: Instead of ``ratio``: ``{"macs": 0.5}``, ``{"params": 0.3}`` or ``{"bytes": 0.3}``, the share of
+            the original cost that stays (met within 2 %).
+        importance: ``"l1"``, ``"l2"``, ``"fpgm"``, ``"random"``, or your own ``f(weight, dim) -> scores``.
+        scope: ``"local"`` (every axis loses the same share) or ``"global"`` (one ranking for all).
+        ratios: Ratios by parameter name or pattern (``"layer4.*"``), in place of ``ratio`` there.
+        ignore: Parameter names, module names or patterns whose axes stay.
+        axes: Kinds of axes that may shrink (default: all): ``"channels"``, ``"heads"``, ``"head_width"``,
+            ``"embedding"``, ``"feed_forward"``.
+        round_to: Sizes become a multiple of this.
+        largest_ratio: With ``scope="global"``: the most that any axis loses.
+        example_kwargs: Keyword inputs.
+        optimizer: A live optimizer: its state is sliced and it goes on with the small model.
+        verify: Prove in float64 that the small model equals the masked one.
+        analysis: An analysis made before, to save the time.
+
+    Raises:
+        ConfigError: An argument is not valid; the model was not touched.
+        CaptureError: The model fails on the inputs.
+        RealizeError: The small model was not proven equal; the model is left as it was.
+    """
+    criterion = _checked(ratio, target, importance, scope, axes, round_to)
+    inputs = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    seconds: dict[str, float] = {}
+    prefer = "head_width" if axes is not None and "head_width" in axes and "heads" not in axes else "heads"
+    if analysis is None:
+        started = time.perf_counter()
+        traces, used_args, used_kwargs = capture(model, tuple(inputs), dict(example_kwargs or {}))
+        seconds["capture"] = time.perf_counter() - started
+        started = time.perf_counter()
+        analysis = analyse_traces(traces, used_args, used_kwargs, prefer=prefer, notes=[])
+        seconds["analyse"] = time.perf_counter() - started
+    started = time.perf_counter()
+    infos = [info for info in analysis.selected() if _wanted(info, axes, ignore)]
+    solver = analysis.solver
+    slots = {name: _held(*holders[0]) for name, holders in tensor_slots(model).items()}
+    scores = axis_scores(analysis, infos, slots, criterion)
+
+    def counts_at(own_ratio: float) -> dict:
+        if scope == "global":
+            return global_counts(infos, own_ratio, scores, largest_ratio)
+        return local_counts(infos, own_ratio, ratios or {})
+
+    if target is not None:
+        ((name, share),) = target.items()
+        counts = counts_for_target(counts_at, solver, CostModel.of(analysis), name, float(share), round_to)
+    else:
+        counts = solver.solve(counts_at(float(ratio or 0.0)), round_to)
+    keep = {
+        info.axis: best_indices(scores[info.axis], counts[info.axis])
+        for info in infos
+        if counts[info.axis] < info.size
+    }
+    chosen = time.perf_counter() - started
+    result = shrink(
+        model,
+        analysis,
+        solver,
+        keep,
+        optimizer=optimizer,
+        verify=verify,
+        mask=lambda copy, plan: (liven(copy), zero_removed(copy, plan))[0],
+    )
+    result.seconds = {**seconds, **result.seconds, "shrink": result.seconds["shrink"] + chosen}
+    if not keep:
+        result.notes.append("nothing was cut: no axis may shrink at this ratio (see result.frozen for the reasons)")
+    return result
+
+
+def _checked(
+    ratio: float | None,
+    target: Mapping[str, float] | None,
+    importance: str | Criterion,
+    scope: str,
+    axes: Sequence[str] | None,
+    round_to: int,
+) -> Criterion:
+    """Check every argument before any work; returns the criterion."""
+    if (ratio is None) == (target is None):
+        raise ConfigError("give either ratio= (share of each axis to remove) or target= (share of the cost to keep)")
+    if ratio is not None and not 0 <= ratio <= 1:
+        raise ConfigError(f"ratio: {ratio} is not between 0 and 1")
+    if target is not None:
+        if len(target) != 1:
+            raise ConfigError(f"target: give exactly one of {', '.join(_COSTS)}, got {sorted(target)}")
+        ((name, share),) = target.items()
+        check_name(name, _COSTS, "target")
+        if not 0 < float(share) <= 1:
+            raise ConfigError(f"target: {name} = {share} is not a share between 0 and 1")
+    check_name(scope, _SCOPES, "scope")
+    for kind in axes or []:
+        check_name(kind, _KINDS, "axes")
+    if round_to < 1:
+        raise ConfigError(f"round_to: {round_to} is not a positive number")
+    if callable(importance):
+        return importance
+    return IMPORTANCES[check_name(importance, list(IMPORTANCES), "importance")]
+
+
+def _wanted(info: AxisInfo, axes: Sequence[str] | None, ignore: Sequence[str]) -> bool:
+    import fnmatch
+
+    if axes is not None and info.kind not in axes:
+        return False
+    for pattern in ignore:
+        for name, _ in info.parameter_dims:
+            if fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + "."):
+                return False
+    return True

@@ -1,0 +1,226 @@
+"""Replays a recording: on tensors, to have a reference for the proof, or into an fx graph, to have a new model.
+
+In the *masked* world tensors keep their full size, and operators that combine the indices of a cut axis (norms,
+softmax, means) run on the kept indices only: the mask is applied inside them. In the *small* world every tensor
+has its cut size, and the sizes in reshapes and the like are recomputed from the axes.
+"""
+
+from __future__ import annotations
+
+import operator
+from collections.abc import Callable
+from typing import Any
+
+import torch
+
+from dwindle.graph.analysis import Analysis
+from dwindle.graph.axes import Axis
+from dwindle.graph.counts import count_of
+from dwindle.graph.expressions import Attribute, Dimension, Expression, Operation, variables
+from dwindle.graph.positions import kept_positions
+from dwindle.graph.rules.registry import recorded_value
+from dwindle.graph.trace import Node, Trace, Value
+
+#: Arguments that hold sizes, by operator; every other integer is a dimension, a stride or the like.
+_SIZE_ARGUMENTS: dict[str, tuple[int, ...]] = {
+    **dict.fromkeys(("view", "reshape", "_unsafe_view", "expand", "repeat", "tile", "broadcast_to"), (1,)),
+    **dict.fromkeys(("new_zeros", "new_ones", "new_empty", "new_full"), (1,)),
+    **dict.fromkeys(("zeros", "ones", "empty", "full", "rand", "randn"), (0,)),
+    **dict.fromkeys(("layer_norm", "native_layer_norm", "rms_norm", "repeat_interleave"), (1,)),
+    **dict.fromkeys(("split", "split_with_sizes", "group_norm"), (1,)),
+    "unflatten": (2,),
+    "slice": (2, 3),
+    "narrow": (2, 3),
+    "conv1d": (6,),
+    "conv2d": (6,),
+    "conv3d": (6,),
+    "convolution": (8,),
+    "conv_transpose1d": (6,),
+    "conv_transpose2d": (6,),
+    "conv_transpose3d": (6,),
+    "arange": (0, 1),
+}
+
+_PYTHON_OPERATORS: dict[str, Callable[..., Any]] = {
+    "add": operator.add,
+    "sub": operator.sub,
+    "mul": operator.mul,
+    "floordiv": operator.floordiv,
+    "truediv": operator.truediv,
+    "pow": operator.pow,
+    "mod": operator.mod,
+    "neg": operator.neg,
+    "float": float,
+    "int": int,
+    "sqrt": lambda number: number**0.5,
+}
+
+Call = Callable[..., Any]
+
+
+def spread(small: torch.Tensor, dim: int, index: torch.Tensor, size: int) -> torch.Tensor:
+    """Return a tensor of ``size`` along ``dim`` with ``small`` at ``index`` and zeros elsewhere."""
+    shape = list(small.shape)
+    shape[dim] = size
+    return small.new_zeros(shape).index_copy(dim, index, small)
+
+
+class Replay:
+    """One pass over a recording.
+
+    Args:
+        analysis: The axes.
+        trace: The recording to replay.
+        keep: For each leaf that is cut, which indices stay.
+        small: Small world (cut sizes) or masked world (full sizes).
+        call: How to call a function: ``call(function, args, kwargs)``.
+        device: Where tensors that the recording created are made.
+    """
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        trace: Trace,
+        keep: dict[Axis, torch.Tensor],
+        *,
+        small: bool,
+        call: Call,
+        device: torch.device,
+    ) -> None:
+        self.analysis = analysis
+        self.trace = trace
+        self.keep = keep
+        self.counts = {leaf: int(chosen.sum()) for leaf, chosen in keep.items()}
+        self.small = small
+        self.call = call
+        self.device = device
+        self.env: dict[int, Any] = {}
+        self.mixing = {
+            id(mixing.node)
+            for mixing in analysis.scope.mixings
+            if any(leaf in keep for axis in mixing.axes for leaf in axis.leaves())
+        }
+        self.observed: dict[tuple[int, int], tuple[list[Axis], int]] = {}
+        for observation in analysis.scope.observations:
+            number = recorded_value(observation.expression)
+            self.observed[id(observation.node), int(number)] = (observation.axes, observation.sign)
+
+    def run(self, parameter: Callable[[str], Any], inputs: list[Any]) -> list[Any]:
+        """Replay with the given parameters and inputs; returns the flat outputs.
+
+        Args:
+            parameter: Returns the parameter or buffer of a name.
+            inputs: One for each of the recording's inputs.
+        """
+        for name, value in self.trace.parameters.items():
+            self.env[id(value)] = parameter(name)
+        for value, given in zip(self.trace.inputs, inputs, strict=True):
+            self.env[id(value)] = given
+        for node in self.trace.live_nodes():
+            self._node(node)
+        return [self._value(item) if isinstance(item, Value) else item for item in self.trace.flat_outputs]
+
+    def _value(self, value: Value) -> Any:
+        if id(value) not in self.env and value.kind == "constant" and value.tensor is not None:
+            self.env[id(value)] = value.tensor
+        return self.env[id(value)]
+
+    def _node(self, node: Node) -> None:
+        restricted = id(node) in self.mixing and not self.small
+        places = _SIZE_ARGUMENTS.get(node.name.removesuffix("_") if node.name not in _SIZE_ARGUMENTS else node.name, ())
+        args = tuple(
+            self._sizes(node, argument, restricted) if place in places else self._argument(argument, restricted)
+            for place, argument in enumerate(node.args)
+        )
+        kwargs = {key: self._argument(argument, restricted) for key, argument in node.kwargs.items()}
+        if isinstance(kwargs.get("device"), torch.device):
+            kwargs["device"] = self.device
+        result = self.call(node.target, args, kwargs)
+        if node.output_spec == "one":
+            self.env[id(node.output)] = self._spread(result, node.output) if restricted else result
+        elif node.output_spec == "list":
+            for number, output in enumerate(node.outputs):
+                item = self.call(operator.getitem, (result, number), {})
+                self.env[id(output)] = self._spread(item, output) if restricted else item
+
+    def _argument(self, argument: Any, restricted: bool) -> Any:
+        if isinstance(argument, Value):
+            tensor = self._value(argument)
+            return self._restrict(tensor, argument) if restricted else tensor
+        if isinstance(argument, list | tuple):
+            return [self._argument(item, restricted) for item in argument]
+        return argument
+
+    def _restrict(self, tensor: Any, value: Value) -> Any:
+        for dim, axis in enumerate(value.axes):
+            index = kept_positions(axis, self.keep, self.analysis.memory)
+            if index is not None:
+                tensor = self.call(torch.index_select, (tensor, dim, index), {})
+        return tensor
+
+    def _spread(self, tensor: Any, value: Value) -> Any:
+        for dim, axis in enumerate(value.axes):
+            index = kept_positions(axis, self.keep, self.analysis.memory)
+            if index is not None:
+                tensor = self.call(spread, (tensor, dim, index, axis.size), {})
+        return tensor
+
+    def _sizes(self, node: Node, argument: Any, restricted: bool) -> Any:
+        if isinstance(argument, list | tuple):
+            return [
+                self._size(node, number, self._output_axis(node, place, len(argument)), restricted)
+                if isinstance(number, int) and number != -1
+                else number
+                for place, number in enumerate(argument)
+            ]
+        if isinstance(argument, int) and not isinstance(argument, bool):
+            return self._size(node, argument, None, restricted)
+        return self._argument(argument, restricted)
+
+    def _output_axis(self, node: Node, place: int, length: int) -> Axis | None:
+        """Axis of the result that a size in a list belongs to."""
+        if node.name in ("view", "reshape", "_unsafe_view", "expand", "broadcast_to", "zeros", "ones", "empty", "full",
+                         "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full"):
+            return node.output.axes[len(node.output.axes) - length + place]
+        if node.name == "unflatten":
+            return node.output.axes[int(node.args[1]) % len(node.args[0].shape) + place]
+        if node.name in ("layer_norm", "native_layer_norm", "rms_norm"):
+            return node.args[0].axes[len(node.args[0].axes) - length + place]
+        return None
+
+    def _size(self, node: Node, number: int, axis: Axis | None, restricted: bool) -> Any:
+        axes, sign = ([axis], 1) if axis is not None else self.observed.get((id(node), number), ([], 1))
+        cut = any(leaf in self.keep for own in axes for leaf in own.leaves())
+        if cut:
+            if self.small or restricted:
+                return sign * sum(count_of(own, self.counts) for own in axes)
+            return number
+        expression = self._expression(node, number)
+        if any(isinstance(variable, Dimension) for variable in variables(expression)):
+            return self._emit(expression)
+        return number
+
+    def _expression(self, node: Node, number: int) -> Expression:
+        for candidate in node.sizes or []:
+            if not isinstance(candidate, int | float) and recorded_value(candidate) == number:
+                return candidate
+        return number
+
+    def _emit(self, expression: Expression) -> Any:
+        if isinstance(expression, Operation):
+            operands = tuple(self._emit(operand) for operand in expression.operands)
+            if all(isinstance(operand, int | float) for operand in operands):
+                return _PYTHON_OPERATORS[expression.name](*operands)
+            return self.call(_PYTHON_OPERATORS[expression.name], operands, {})
+        if isinstance(expression, Dimension):
+            if id(expression.value) not in self.env:
+                return expression.value.shape[expression.dim]
+            return self.call(torch.ops.aten.sym_size.int, (self.env[id(expression.value)], expression.dim), {})
+        if isinstance(expression, Attribute):
+            return expression.number if not self.small else self.analysis.solver.value_of(self.counts)(expression)
+        return expression
+
+
+def eager_call(function: Any, args: Any, kwargs: Any) -> Any:
+    """Call at once: the backend of :class:`Replay` on tensors."""
+    return function(*args, **kwargs)

@@ -1,0 +1,238 @@
+"""From kept indices to a plan, a proof and a smaller model in place."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import nn
+
+from dwindle.graph.analysis import Analysis
+from dwindle.graph.axes import Axis
+from dwindle.graph.counts import CountSolver
+from dwindle.graph.positions import kept_positions
+from dwindle.realize.optimizer import carry_over
+from dwindle.realize.plan import AttributeChange, Plan
+from dwindle.realize.surgery import cut, tensor_slots
+from dwindle.realize.verify import Verification, proof_dtype, prove, widened_copy
+
+Keep = dict[Axis, torch.Tensor]
+
+
+@dataclass(slots=True)
+class ShrinkResult:
+    """The small model, what was cut, what was proven and what could not shrink.
+
+    Attributes:
+        model: The small model (the user's own module, or a rewritten graph).
+        plan: What was cut, replayable.
+        verification: The proof; None when it was switched off.
+        analysis: The axes the cut was made on.
+        parameters_before: Number of parameter elements before.
+        parameters_after: Number after.
+        seconds: Wall time of each step: ``capture``, ``analyse``, ``shrink``, ``prove``.
+        notes: What the user should know.
+    """
+
+    model: nn.Module
+    plan: Plan
+    verification: Verification | None
+    analysis: Analysis
+    parameters_before: int
+    parameters_after: int
+    seconds: dict[str, float] = field(default_factory=dict)
+    notes: list[str] = field(default_factory=list)
+
+    @property
+    def frozen(self) -> list[dict[str, Any]]:
+        """Axes that nothing may be removed from, with the reason and the source line."""
+        return [
+            {
+                "size": info.size,
+                "kind": info.kind,
+                "parameters": [f"{name}[{dim}]" for name, dim in info.parameter_dims],
+                "reason": info.frozen_reason,
+                "line": info.source_line,
+            }
+            for info in self.analysis.axes
+            if info.frozen_reason is not None and info.frozen_reason not in ("kernel", "spatial")
+        ]
+
+    def summary(self) -> str:
+        """Return a readable account."""
+        share = self.parameters_after / max(self.parameters_before, 1)
+        lines = [f"parameters {self.parameters_before:,} -> {self.parameters_after:,} ({share:.1%})"]
+        for entry in self.plan.cuts:
+            places = ", ".join(entry["parameters"][:3]) + (", ..." if len(entry["parameters"]) > 3 else "")
+            lines.append(f"  {entry['kind']:<13} {entry['before']:>5} -> {entry['after']:<5} {places}")
+        if self.verification is not None:
+            v = self.verification
+            lines.append(
+                f"proven equal to {v.reference}: max difference {v.max_difference:.2g} in {v.dtype}, "
+                f"batch sizes {', '.join(map(str, v.batch_sizes))}"
+            )
+        lines += [f"note: {note}" for note in self.notes]
+        return "\n".join(lines)
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready data (without the model)."""
+        return {
+            "parameters_before": self.parameters_before,
+            "parameters_after": self.parameters_after,
+            "cuts": self.plan.cuts,
+            "frozen": self.frozen,
+            "verification": self.verification.to_json() if self.verification else None,
+            "seconds": self.seconds,
+            "notes": self.notes,
+        }
+
+
+def make_plan(analysis: Analysis, solver: CountSolver, keep: Keep) -> Plan:
+    """Return what to cut, given which indices of each leaf stay."""
+    plan = Plan()
+    for name, axes in analysis.parameter_axes.items():
+        dims = {}
+        for dim, axis in enumerate(axes):
+            index = kept_positions(axis, keep, analysis.memory)
+            if index is not None:
+                dims[dim] = index
+        if dims:
+            plan.keep[name] = dims
+    owners = analysis.trace.owners
+    for trace in analysis.traces[1:]:
+        owners = {**trace.owners, **owners}
+    counts = {leaf: int(chosen.sum()) for leaf, chosen in keep.items()}
+    for attribute, number in solver.attributes(counts).items():
+        path, _ = owners[attribute.owner]
+        plan.attributes.append(AttributeChange(path, attribute.key, attribute.index, attribute.number, number))
+    for info in analysis.axes:
+        if info.axis in counts:
+            places = [f"{name}[{dim}]" for name, dim in info.parameter_dims]
+            plan.cuts.append(
+                {"kind": info.kind, "before": info.size, "after": counts[info.axis], "parameters": places}
+            )
+    return plan
+
+
+def count_parameters(model: nn.Module) -> int:
+    """Number of parameter elements, shared ones counted once."""
+    return sum(parameter.numel() for parameter in model.parameters())
+
+
+def zero_removed(model: nn.Module, plan: Plan) -> None:
+    """Mask a model as the plan says: zeros wherever something would be cut (statistics are left alone)."""
+    slots = tensor_slots(model)
+    with torch.no_grad():
+        for name, dims in plan.keep.items():
+            module, key = slots[name][0]
+            tensor = getattr(module, key)
+            if not isinstance(tensor, nn.Parameter):
+                continue
+            for dim, index in dims.items():
+                gone = torch.ones(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
+                gone[index] = False
+                tensor.data.movedim(dim, 0)[gone] = 0
+
+
+def liven(model: nn.Module, seed: int = 0) -> None:
+    """Randomise parameters and statistics that are still constant, so that a proof on them is not vacuous."""
+    generator = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for tensor in [*model.parameters(), *model.buffers()]:
+            if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+                noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
+                tensor.data.add_(noise * 0.5 + 0.1)
+
+
+def shrink(
+    model: nn.Module,
+    analysis: Analysis,
+    solver: CountSolver,
+    keep: Keep,
+    *,
+    optimizer: torch.optim.Optimizer | None,
+    verify: bool,
+    mask: Callable[[nn.Module, Plan], None],
+    finish: Callable[[nn.Module], None] = lambda model: None,
+    prepare: Callable[[nn.Module], None] = lambda model: None,
+    biases: dict[str, torch.Tensor] | None = None,
+) -> ShrinkResult:
+    """Prove and carry out a cut, in place.
+
+    Args:
+        model: The user's model; unchanged when anything fails.
+        analysis: Its axes.
+        solver: Constraints between counts, for the attributes.
+        keep: Which indices of each cut leaf stay.
+        optimizer: A live optimizer that goes on with the small model.
+        verify: Whether to prove equality first.
+        mask: Masks a copy of the model, as the reference of the proof.
+        finish: Called on every copy, and on the model, after the cut.
+        prepare: Called on every copy, and on the model, before the cut.
+        biases: Constants of removed channels to add to the bias of a module, by module path, as a full-size
+            vector of the module's outputs.
+
+    Raises:
+        RealizeError: The small model is not equal to the masked one.
+    """
+    started = time.perf_counter()
+    plan = make_plan(analysis, solver, keep)
+    before = count_parameters(model)
+    plan.biases = {
+        path: int(delta.numel()) for path, delta in (biases or {}).items() if model.get_submodule(path).bias is None
+    }
+    for path in plan.biases:
+        kept = plan.keep.get(f"{path}.weight" if path else "weight", {}).get(0)
+        if kept is not None:
+            plan.keep[f"{path}.bias" if path else "bias"] = {0: kept}
+    seconds = {"plan": time.perf_counter() - started}
+
+    def make_small(copy: nn.Module) -> nn.Module:
+        prepare(copy)
+        _fold(copy, plan, biases or {})
+        cut(copy, plan)
+        finish(copy)
+        return copy
+
+    verification = None
+    if verify:
+        started = time.perf_counter()
+        masked = widened_copy(model, proof_dtype(model))
+        mask(masked, plan)
+        verification = prove(analysis, keep, masked, make_small)
+        verification.seconds = seconds["prove"] = time.perf_counter() - started
+    started = time.perf_counter()
+    prepare(model)
+    _fold(model, plan, biases or {})
+    replaced, undo = cut(model, plan)
+    added = [model.get_submodule(path).bias for path in plan.biases]
+    try:
+        if optimizer is not None:
+            carry_over(optimizer, replaced, added)  # type: ignore[arg-type]
+    except Exception:
+        undo()
+        raise
+    finish(model)
+    seconds["shrink"] = seconds.pop("plan") + time.perf_counter() - started
+    from dwindle.config import history
+
+    history.record(model, {"kind": "shrink", "plan": plan.to_json()})
+    return ShrinkResult(
+        model, plan, verification, analysis, before, count_parameters(model), seconds, list(analysis.notes)
+    )
+
+
+def _fold(model: nn.Module, plan: Plan, biases: dict[str, torch.Tensor]) -> None:
+    """Add constants of removed channels to biases (before the cut, at full size)."""
+    for path, delta in biases.items():
+        module = model.get_submodule(path)
+        weight: Any = module.weight
+        delta = delta.to(weight.dtype).to(weight.device)
+        if module.bias is None:
+            module.register_parameter("bias", nn.Parameter(delta.clone()))
+        else:
+            with torch.no_grad():
+                module.bias.data = module.bias.data + delta

@@ -1,0 +1,307 @@
+"""The proof: the small model computes what the masked one does.
+
+Both run in float64 (float32 when the model is too large) on random inputs of two batch sizes. First the small
+model is held against the user's own module with masked parameters; where that cannot be equal by mathematics (a
+norm over a cut axis), against a replay in which the mask is applied inside those operators.
+"""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+import torch.utils._pytree as pytree
+from torch import nn
+from torch.utils._python_dispatch import TorchDispatchMode
+
+from dwindle.config.errors import RealizeError
+from dwindle.graph.analysis import Analysis, larger_batch
+from dwindle.graph.axes import Axis
+from dwindle.graph.recorder import tensors_in
+from dwindle.realize.replay import Replay, eager_call
+
+#: Above this many parameter elements the proof runs in float32.
+FLOAT64_LIMIT = 200_000_000
+PROOF_BATCHES = (2, 3)
+TOLERANCE = {torch.float64: 1e-9, torch.float32: 1e-4}
+
+
+@dataclass(slots=True)
+class Verification:
+    """What was proven.
+
+    Attributes:
+        proven: Whether the small model was shown equal to the masked one.
+        max_difference: Largest absolute difference of any output element, relative to the largest output where
+            that is above 1.
+        dtype: ``"float64"`` or ``"float32"``.
+        batch_sizes: The batch sizes that were run.
+        reference: ``"the masked model itself"``, or ``"the masked model with the mask applied inside ..."``.
+        inside: Operators inside which the mask was applied, with their source lines.
+        seconds: Wall time of the proof.
+    """
+
+    proven: bool
+    max_difference: float
+    dtype: str
+    batch_sizes: list[int]
+    reference: str
+    inside: list[str] = field(default_factory=list)
+    seconds: float = 0.0
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return asdict(self)
+
+
+class _Widened(TorchDispatchMode):
+    """Lets casts to narrower floats stay in float64, so that both sides are compared at full precision."""
+
+    _NARROW = (torch.float32, torch.float16, torch.bfloat16)
+
+    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
+        def widen(item: Any) -> Any:
+            if isinstance(item, torch.dtype):
+                return torch.float64 if item in self._NARROW else item
+            return item
+
+        args = tuple(widen(argument) for argument in args)
+        kwargs = {key: widen(argument) for key, argument in (kwargs or {}).items()}
+        if func is torch.ops.aten.conv2d.default and len(args) > 6 and args[6] == args[1].shape[0] > 1:
+            return depthwise_convolution(*args)
+        return func(*args, **kwargs)
+
+
+def depthwise_convolution(
+    data: torch.Tensor,
+    weight: torch.Tensor,
+    bias: torch.Tensor | None,
+    stride: list[int],
+    padding: list[int],
+    dilation: list[int],
+    groups: int,
+) -> torch.Tensor:
+    """Depthwise 2-d convolution as a sum over kernel positions: torch's own is very slow in float64.
+
+    Args:
+        data: (N, C, H, W).
+        weight: (C, 1, kernel height, kernel width).
+        bias: (C,) or None.
+        stride: Of height and width.
+        padding: Likewise.
+        dilation: Likewise.
+        groups: C.
+    """
+    if weight.shape[1] != 1 or data.dim() != 4:
+        return torch.ops.aten.conv2d.default(data, weight, bias, stride, padding, dilation, groups)
+    stride, padding, dilation = ([*pair] * 2 if len(pair) == 1 else pair for pair in (stride, padding, dilation))
+    padded = torch.nn.functional.pad(data, (padding[1], padding[1], padding[0], padding[0]))
+    kernel = weight.shape[2:]
+    height = (padded.shape[2] - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
+    width = (padded.shape[3] - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
+    result = data.new_zeros(data.shape[0], groups, height, width)
+    for row in range(kernel[0]):
+        for column in range(kernel[1]):
+            top, left = row * dilation[0], column * dilation[1]
+            window = padded[
+                :, :, top : top + stride[0] * (height - 1) + 1 : stride[0], left : left + stride[1] * (width - 1) + 1 : stride[1]
+            ]
+            result.addcmul_(window, weight[:, 0, row, column].view(1, -1, 1, 1))
+    return result if bias is None else result + bias.view(1, -1, 1, 1)
+
+
+@contextmanager
+def precise(dtype: torch.dtype) -> Iterator[None]:
+    """Run in ``dtype``: factory functions and casts follow; no gradients; random state kept."""
+    default = torch.get_default_dtype()
+    fast_path = torch.backends.mha.get_fastpath_enabled()
+    try:
+        torch.set_default_dtype(dtype)
+        torch.backends.mha.set_fastpath_enabled(False)
+        with torch.inference_mode():
+            if dtype is torch.float64:
+                with _Widened():
+                    yield
+            else:
+                yield
+    finally:
+        torch.set_default_dtype(default)
+        torch.backends.mha.set_fastpath_enabled(fast_path)
+
+
+def proof_dtype(model: nn.Module) -> torch.dtype:
+    """Precision of the proof for a model of this size."""
+    elements = sum(parameter.numel() for parameter in model.parameters())
+    return torch.float64 if elements <= FLOAT64_LIMIT else torch.float32
+
+
+def widened_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
+    """Return a deep copy in evaluation mode and in ``dtype``."""
+    twin = copy.deepcopy(model).to(dtype).eval()
+    for module in twin.modules():
+        for key, held in vars(module).items():
+            if isinstance(held, torch.Tensor) and held.is_floating_point():
+                vars(module)[key] = held.to(dtype)
+    return twin
+
+
+def random_inputs(
+    analysis: Analysis, dtype: torch.dtype, seed: int, batches: tuple[int, ...] = PROOF_BATCHES
+) -> list[tuple[Any, Any]]:
+    """Return ``(args, kwargs)`` at two batch sizes (as recorded where there is no batch): noise for floats, shuffled example values for integers."""
+    generator = torch.Generator().manual_seed(seed)
+    recorded = analysis.example_args, analysis.example_kwargs
+    variants = [variant for size in batches if (variant := larger_batch(*recorded, size)) is not None]
+    if not variants:
+        variants = [recorded]
+
+    def noise(item: Any) -> Any:
+        if not isinstance(item, torch.Tensor):
+            return item
+        if item.is_floating_point():
+            return torch.randn(item.shape, generator=generator, dtype=dtype)
+        if item.dtype is torch.bool or item.numel() < 2:
+            return item.clone()
+        order = torch.randint(item.numel(), (item.numel(),), generator=generator)
+        return item.flatten()[order].view(item.shape)
+
+    result = []
+    for own in variants:
+        leaves, spec = pytree.tree_flatten(own)
+        result.append(pytree.tree_unflatten([noise(item) for item in leaves], spec))
+    return result
+
+
+def _copies(tree: Any) -> Any:
+    return pytree.tree_map(lambda item: item.clone() if isinstance(item, torch.Tensor) else item, tree)
+
+
+def outputs_of(model: nn.Module, variants: list[tuple[Any, Any]], dtype: torch.dtype) -> list[list[torch.Tensor] | None]:
+    """Run every input variant; None for one that the model itself refuses (an error when it refuses all)."""
+    results: list[list[torch.Tensor] | None] = []
+    with precise(dtype):
+        for number, (args, kwargs) in enumerate(variants):
+            try:
+                output = model(*_copies(args), **_copies(kwargs))
+            except Exception:
+                if number == len(variants) - 1 and not any(results):
+                    raise
+                results.append(None)
+                continue
+            results.append([tensor.clone() for tensor in tensors_in(pytree.tree_leaves(output))])
+    return results
+
+
+def difference(first: list[list[torch.Tensor] | None], second: list[list[torch.Tensor] | None]) -> float:
+    """Largest difference between two lists of outputs; infinite where shapes or presence differ."""
+    worst = 0.0
+    for left, right in zip(first, second, strict=True):
+        if left is None:
+            continue
+        if right is None or len(left) != len(right):
+            return float("inf")
+        for a, b in zip(left, right, strict=True):
+            if a.shape != b.shape:
+                return float("inf")
+            if a.numel() == 0:
+                continue
+            a, b = a.double(), b.double()
+            same = (a == b) | (a.isnan() & b.isnan())
+            gap = torch.where(same, torch.zeros_like(a), (a - b).abs())
+            finite = a[a.isfinite()]
+            scale = max(1.0, float(finite.abs().max())) if finite.numel() else 1.0
+            worst = max(worst, float(gap.nan_to_num(float("inf")).max()) / scale)
+    return worst
+
+
+def replayed(
+    analysis: Analysis, masked: nn.Module, keep: dict[Axis, torch.Tensor], variants: list[tuple[Any, Any]], dtype: torch.dtype
+) -> list[list[torch.Tensor] | None]:
+    """Outputs of the masked model with the mask applied inside operators that combine a cut axis."""
+    from dwindle.realize.surgery import _held, tensor_slots
+
+    slots = {name: _held(*holders[0]) for name, holders in tensor_slots(masked).items()}
+    results: list[list[torch.Tensor] | None] = []
+    device = next((tensor.device for tensor in slots.values()), torch.device("cpu"))
+    with precise(dtype):
+        for variant in variants:
+            replay = Replay(analysis, analysis.trace, keep, small=False, call=eager_call, device=device)
+            inputs = [item for item in pytree.tree_leaves(_copies(variant)) if isinstance(item, torch.Tensor)]
+            flat = replay.run(lambda name: slots[name], inputs)
+            results.append([tensor.clone() for tensor in tensors_in(flat)])
+    return results
+
+
+def prove(
+    analysis: Analysis,
+    keep: dict[Axis, torch.Tensor],
+    masked: nn.Module,
+    make_small: Callable[[nn.Module], nn.Module],
+    *,
+    seed: int = 0,
+) -> Verification:
+    """Show that the small model equals the masked one.
+
+    Args:
+        analysis: The axes.
+        keep: What is cut.
+        masked: A copy of the model, already in the precision of the proof, in evaluation mode, with its masked
+            parameters. It is consumed.
+        make_small: Cuts a copy of it and returns the small model.
+        seed: Of the random inputs.
+
+    Raises:
+        RealizeError: They differ, or the small model does not run.
+    """
+    dtype = next((p.dtype for p in masked.parameters() if p.is_floating_point()), torch.float32)
+    variants = random_inputs(analysis, dtype, seed)
+    try:
+        expected = outputs_of(masked, variants, dtype)
+    except Exception:
+        variants = random_inputs(analysis, dtype, seed, ())  # code that fixes the batch size
+        expected = outputs_of(masked, variants, dtype)
+    inside = _inside(analysis, keep)
+    twin = copy.deepcopy(masked) if inside else None
+    try:
+        small = make_small(masked)
+        actual = outputs_of(small, variants, dtype)
+    except RealizeError:
+        raise
+    except Exception as error:
+        raise RealizeError(
+            f"the small model does not run ({type(error).__name__}: {error}); the model was left as it was"
+        ) from error
+    tolerance = TOLERANCE[dtype]
+    gap = difference(expected, actual)
+    reference, used = "the masked model itself", []
+    if gap > tolerance and twin is not None:
+        ran = [variant for variant, output in zip(variants, expected, strict=True) if output is not None]
+        shown = [output for output, wanted in zip(actual, expected, strict=True) if wanted is not None]
+        gap = min(gap, difference(replayed(analysis, twin, keep, ran, dtype), shown))
+        reference, used = "the masked model, with the mask applied inside the operators listed", inside
+    sizes = [
+        next((t.shape[0] for t in pytree.tree_leaves(variant) if isinstance(t, torch.Tensor) and t.dim()), 1)
+        for variant, output in zip(variants, expected, strict=True)
+        if output is not None
+    ]
+    if gap > tolerance:
+        raise RealizeError(
+            f"the small model is not equal to the masked one: the largest difference is {gap:.3g} "
+            f"(allowed {tolerance:g}, {str(dtype).removeprefix('torch.')}); the model was left as it was"
+        )
+    return Verification(True, gap, str(dtype).removeprefix("torch."), sizes, reference, used)
+
+
+def _inside(analysis: Analysis, keep: dict[Axis, torch.Tensor]) -> list[str]:
+    """Calls that combine the indices of a cut axis."""
+    nodes = set(map(id, analysis.trace.nodes))
+    found = [
+        f"{mixing.node.name} in {mixing.node.module or 'the root module'} at {mixing.node.where}"
+        for mixing in analysis.scope.mixings
+        if id(mixing.node) in nodes and any(leaf in keep for axis in mixing.axes for leaf in axis.leaves())
+    ]
+    return list(dict.fromkeys(found))
