@@ -26,6 +26,7 @@ from dwindle.training.batches import logits_of, move_batch, split_batch
 from dwindle.training.checkpoint import load_state, random_state, restore_random_state, save_state
 from dwindle.training.compressor import Compressor
 from dwindle.training.run import CompressionRun, compress
+from dwindle.training.safety import safe_convolutions
 
 __all__ = ["EpochRecord", "TrainingOptions", "TrainingResult", "fit", "seed_everything"]
 
@@ -154,6 +155,7 @@ def fit(
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(compress(model, compressors))
         run.add_parameters_to(optimizer)
+        stack.enter_context(safe_convolutions(model, _device_of(model, options)))
         state = _Loop(model, loader, optimizer, loss, schedule, run, options)
         result = TrainingResult()
         if options.seed is not None:

@@ -86,7 +86,7 @@ class CompressionRun:
             works_on = getattr(compressor, "model", model)
             if works_on is not model:
                 raise ConfigError(
-                    f"compressors[{position}] ({type(compressor).__name__}) is made for another model object, "
+                    f"compressors[{position}] ({type(compressor).__name__}) is made for another model, "
                     f"a {type(works_on).__name__}; make it with the model given to compress()"
                 )
         if len({id(compressor) for compressor in compressors}) != len(compressors):

@@ -1,0 +1,57 @@
+"""Keeps training on a CPU away from a convolution kernel that writes beyond its memory.
+
+oneDNN's backward pass of a strided 1x1 convolution in channels-last memory is wrong when there are fewer
+input channels than one vector block (8 with AVX2, 16 with AVX-512): it corrupts the heap or gives wrong
+gradients (https://github.com/uxlfoundation/oneDNN/issues/6035). Images with one channel count as
+channels-last, so nobody needs to have asked for it; and models that were shrunk have such narrow layers.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import warnings
+from collections.abc import Iterator
+
+import torch
+from torch import nn
+
+__all__ = ["safe_convolutions", "unsafe_convolutions"]
+
+_BLOCK = 16
+"""The widest vector block, in float32 channels."""
+
+
+def unsafe_convolutions(model: nn.Module) -> list[str]:
+    """Return the names of convolutions whose backward pass may corrupt memory on a CPU."""
+    return [
+        name
+        for name, module in model.named_modules()
+        if isinstance(module, nn.Conv1d | nn.Conv2d | nn.Conv3d)
+        and all(size == 1 for size in module.kernel_size)
+        and any(stride > 1 for stride in module.stride)
+        and module.in_channels // module.groups < _BLOCK
+    ]
+
+
+@contextlib.contextmanager
+def safe_convolutions(model: nn.Module, device: torch.device) -> Iterator[None]:
+    """Train without oneDNN when the model holds such a convolution; otherwise change nothing.
+
+    Args:
+        model: The model that is trained in the block.
+        device: Where it is trained; only the CPU is concerned.
+    """
+    names = (
+        unsafe_convolutions(model) if device.type == "cpu" and torch.backends.mkldnn.is_available() else []
+    )
+    if not names:
+        yield
+        return
+    warnings.warn(
+        f"training without oneDNN, which is slower: its backward pass corrupts memory for strided 1x1 "
+        f"convolutions of fewer than {_BLOCK} input channels ({', '.join(names[:3])}"
+        f"{', ...' if len(names) > 3 else ''}); see https://github.com/uxlfoundation/oneDNN/issues/6035",
+        stacklevel=3,
+    )
+    with torch.backends.mkldnn.flags(enabled=False):
+        yield
