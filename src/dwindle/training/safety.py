@@ -41,9 +41,8 @@ def safe_convolutions(model: nn.Module, device: torch.device) -> Iterator[None]:
         model: The model that is trained in the block.
         device: Where it is trained; only the CPU is concerned.
     """
-    names = (
-        unsafe_convolutions(model) if device.type == "cpu" and torch.backends.mkldnn.is_available() else []
-    )
+    concerned = device.type == "cpu" and torch._C._get_mkldnn_enabled()
+    names = unsafe_convolutions(model) if concerned else []
     if not names:
         yield
         return
@@ -53,5 +52,9 @@ def safe_convolutions(model: nn.Module, device: torch.device) -> Iterator[None]:
         f"{', ...' if len(names) > 3 else ''}); see https://github.com/uxlfoundation/oneDNN/issues/6035",
         stacklevel=3,
     )
-    with torch.backends.mkldnn.flags(enabled=False):
+    # Not torch.backends.mkldnn.flags(): that one sets more flags and warns about hardware nobody has.
+    torch._C._set_mkldnn_enabled(False)
+    try:
         yield
+    finally:
+        torch._C._set_mkldnn_enabled(True)
