@@ -52,6 +52,7 @@ class _Recording:
         self.sizes: list[Expression] | None = None
         self.floats: list[Expression] | None = None
         self.modules: list[str] = [""]
+        self.lost_numbers = False
 
     def value_of(self, tensor: torch.Tensor) -> Value:
         """Return the value that stands for ``tensor`` now; a tensor from nowhere becomes a constant."""
@@ -61,6 +62,7 @@ class _Recording:
         if value is None:
             value = Value("constant", "", tuple(int(s) for s in tensor.size()), tensor.dtype, tensor=tensor)
             self.bind(tensor, value, keep=True)
+            self.lost_numbers |= tensor.is_meta and tensor.numel() > 0
         return value
 
     def bind(self, tensor: torch.Tensor, value: Value, keep: bool = False) -> None:
@@ -280,6 +282,18 @@ def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
             yield from tensors_in(getattr(tree, entry.name))
 
 
+def main_outputs(result: Any) -> list[torch.Tensor]:
+    """Return the tensors of a model's output whose shape must stay.
+
+    Where the output is a mapping with logits, only those (and losses and predictions) count: hidden states and
+    caches beside them may shrink with the model.
+    """
+    if isinstance(result, Mapping) and any("logits" in str(key) for key in result):
+        chosen = [held for key, held in result.items() if "logits" in key or "pred" in key or key == "loss"]
+        return list(tensors_in(chosen))
+    return list(tensors_in(pytree.tree_leaves(result)))
+
+
 def record(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -359,8 +373,10 @@ def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, devic
         stack.enter_context(_Tagging(recording))
         run_args, run_kwargs = pytree.tree_unflatten(flat, input_spec)
         result = model(*run_args, **run_kwargs)
+    if recording.lost_numbers:
+        raise CaptureError("the model makes tensors from numbers, which the meta device cannot hold")
     flat_outputs, output_spec = pytree.tree_flatten(result)
-    outputs = [recording.value_of(tensor) for tensor in tensors_in(flat_outputs)]
+    outputs = [recording.value_of(tensor) for tensor in main_outputs(result)]
     flat_values = [recording.value_of(o) if isinstance(o, torch.Tensor) else o for o in flat_outputs]
     known_inputs = iter(inputs)
     flat_inputs = [next(known_inputs) if isinstance(item, torch.Tensor) else item for item in flat]

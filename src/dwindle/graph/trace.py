@@ -116,7 +116,7 @@ class Trace:
         nodes: Operator calls in order.
         parameters: Values of parameters and buffers by name (the first name, where one is shared).
         inputs: Values of the tensors among the example inputs, in flattening order.
-        outputs: Values of the tensors among the model's outputs.
+        outputs: Values of the outputs whose shape must stay.
         input_spec: Tree structure of ``(args, kwargs)``.
         flat_inputs: The flattened example inputs (tensors and others).
         output_spec: Tree structure of the model's output.
@@ -143,6 +143,7 @@ class Trace:
     def live_nodes(self) -> list[Node]:
         """Return the nodes that the outputs depend on; calls that change a tensor in place always count."""
         needed = {id(value) for value in self.outputs}
+        needed.update(id(value) for value in self.flat_outputs if isinstance(value, Value))
         live: list[Node] = []
         for node in reversed(self.nodes):
             mutates = node.target._schema.is_mutable

@@ -18,7 +18,7 @@ from dwindle.graph.axes import Axis
 from dwindle.graph.counts import count_of
 from dwindle.graph.expressions import Attribute, Dimension, Expression, Operation, variables
 from dwindle.graph.positions import kept_positions
-from dwindle.graph.rules.registry import recorded_value
+from dwindle.graph.rules.registry import expressions_for, recorded_value
 from dwindle.graph.trace import Node, Trace, Value
 
 #: Arguments that hold sizes, by operator; every other integer is a dimension, a stride or the like.
@@ -106,7 +106,7 @@ class Replay:
             self.observed[id(observation.node), int(number)] = (observation.axes, observation.sign)
 
     def run(self, parameter: Callable[[str], Any], inputs: list[Any]) -> list[Any]:
-        """Replay with the given parameters and inputs; returns the flat outputs.
+        """Replay with the given parameters and inputs; returns the outputs whose shape must stay.
 
         Args:
             parameter: Returns the parameter or buffer of a name.
@@ -118,11 +118,12 @@ class Replay:
             self.env[id(value)] = given
         for node in self.trace.live_nodes():
             self._node(node)
-        return [self._value(item) if isinstance(item, Value) else item for item in self.trace.flat_outputs]
+        return [self._value(value) for value in self.trace.outputs]
 
     def _value(self, value: Value) -> Any:
         if id(value) not in self.env and value.kind == "constant" and value.tensor is not None:
-            self.env[id(value)] = value.tensor
+            constant = value.tensor
+            self.env[id(value)] = torch.empty_like(constant, device=self.device) if constant.is_meta else constant
         return self.env[id(value)]
 
     def _node(self, node: Node) -> None:
@@ -133,8 +134,6 @@ class Replay:
             for place, argument in enumerate(node.args)
         )
         kwargs = {key: self._argument(argument, restricted) for key, argument in node.kwargs.items()}
-        if isinstance(kwargs.get("device"), torch.device):
-            kwargs["device"] = self.device
         result = self.call(node.target, args, kwargs)
         if node.output_spec == "one":
             self.env[id(node.output)] = self._spread(result, node.output) if restricted else result
@@ -149,7 +148,7 @@ class Replay:
             return self._restrict(tensor, argument) if restricted else tensor
         if isinstance(argument, list | tuple):
             return [self._argument(item, restricted) for item in argument]
-        return argument
+        return self.device if isinstance(argument, torch.device) else argument
 
     def _restrict(self, tensor: Any, value: Value) -> Any:
         for dim, axis in enumerate(value.axes):
@@ -167,18 +166,19 @@ class Replay:
 
     def _sizes(self, node: Node, argument: Any, restricted: bool) -> Any:
         if isinstance(argument, list | tuple):
+            expressions = expressions_for(node, argument)
             return [
-                self._size(node, number, self._output_axis(node, place, len(argument)), restricted)
+                self._size(node, number, expression, self._sized_axis(node, place, len(argument)), restricted)
                 if isinstance(number, int) and number != -1
                 else number
-                for place, number in enumerate(argument)
+                for place, (number, expression) in enumerate(zip(argument, expressions, strict=True))
             ]
         if isinstance(argument, int) and not isinstance(argument, bool):
-            return self._size(node, argument, None, restricted)
+            return self._size(node, argument, expressions_for(node, [argument])[0], None, restricted)
         return self._argument(argument, restricted)
 
-    def _output_axis(self, node: Node, place: int, length: int) -> Axis | None:
-        """Axis of the result that a size in a list belongs to."""
+    def _sized_axis(self, node: Node, place: int, length: int) -> Axis | None:
+        """Axis that a size in a list argument belongs to."""
         if node.name in ("view", "reshape", "_unsafe_view", "expand", "broadcast_to", "zeros", "ones", "empty", "full",
                          "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full"):
             return node.output.axes[len(node.output.axes) - length + place]
@@ -186,24 +186,19 @@ class Replay:
             return node.output.axes[int(node.args[1]) % len(node.args[0].shape) + place]
         if node.name in ("layer_norm", "native_layer_norm", "rms_norm"):
             return node.args[0].axes[len(node.args[0].axes) - length + place]
+        if node.name == "split_with_sizes" or (node.name == "split" and length > 1):
+            return node.outputs[place].axes[int(node.argument("dim", 0))]
         return None
 
-    def _size(self, node: Node, number: int, axis: Axis | None, restricted: bool) -> Any:
+    def _size(self, node: Node, number: int, expression: Expression, axis: Axis | None, restricted: bool) -> Any:
         axes, sign = ([axis], 1) if axis is not None else self.observed.get((id(node), number), ([], 1))
         cut = any(leaf in self.keep for own in axes for leaf in own.leaves())
         if cut:
             if self.small or restricted:
                 return sign * sum(count_of(own, self.counts) for own in axes)
             return number
-        expression = self._expression(node, number)
         if any(isinstance(variable, Dimension) for variable in variables(expression)):
             return self._emit(expression)
-        return number
-
-    def _expression(self, node: Node, number: int) -> Expression:
-        for candidate in node.sizes or []:
-            if not isinstance(candidate, int | float) and recorded_value(candidate) == number:
-                return candidate
         return number
 
     def _emit(self, expression: Expression) -> Any:

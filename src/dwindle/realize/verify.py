@@ -21,7 +21,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dwindle.config.errors import RealizeError
 from dwindle.graph.analysis import Analysis, larger_batch
 from dwindle.graph.axes import Axis
-from dwindle.graph.recorder import tensors_in
+from dwindle.graph.recorder import main_outputs
 from dwindle.realize.replay import Replay, eager_call
 
 #: Above this many parameter elements the proof runs in float32.
@@ -192,7 +192,7 @@ def outputs_of(model: nn.Module, variants: list[tuple[Any, Any]], dtype: torch.d
                     raise
                 results.append(None)
                 continue
-            results.append([tensor.clone() for tensor in tensors_in(pytree.tree_leaves(output))])
+            results.append([tensor.clone() for tensor in main_outputs(output)])
     return results
 
 
@@ -232,7 +232,7 @@ def replayed(
             replay = Replay(analysis, analysis.trace, keep, small=False, call=eager_call, device=device)
             inputs = [item for item in pytree.tree_leaves(_copies(variant)) if isinstance(item, torch.Tensor)]
             flat = replay.run(lambda name: slots[name], inputs)
-            results.append([tensor.clone() for tensor in tensors_in(flat)])
+            results.append([tensor.clone() for tensor in flat])
     return results
 
 

@@ -12,9 +12,7 @@ def create(node: Node, scope: Scope) -> None:
     """One new axis a dimension; each size is observed."""
     for output in node.outputs:
         output.axes = [scope.leaf(size) for size in output.shape]
-        for axis in output.axes:
-            if axis.size > 1:
-                scope.observe(axis.size, [axis])
+        scope.observe_each(output.shape, output.axes)
 
 
 @rule("arange", "linspace", "logspace", "eye", "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices",

@@ -36,8 +36,7 @@ def layer_norm(node: Node, scope: Scope) -> None:
     for value in others:
         for own, axis in zip(value.axes, data.axes[-count:], strict=True):
             scope.unify(own, axis)
-    for size, axis in zip(shape, data.axes[-count:], strict=True):
-        scope.observe(int(size), [axis])
+    scope.observe_each(shape, data.axes[-count:])
     scope.mix(data.axes[-count:])
     _outputs(node, data, scope)
 

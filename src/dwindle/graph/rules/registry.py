@@ -86,29 +86,47 @@ class Scope:
         if free and self.node is not None:
             self.mixings.append(Mixing(self.node, free, exact_on_zeros))
 
-    def observe(self, number: int, axes: Sequence[Axis], candidates: Sequence[int] | None = None) -> None:
-        """Note that argument ``number`` of the current call must equal the summed size of ``axes``.
+    def observe(self, number: int, axes: Sequence[Axis]) -> None:
+        """Note that an integer argument of the current call must equal the summed size of ``axes``.
 
         Args:
             number: The plain integer as the operator got it (negative: counted from the end).
             axes: The axes it sizes.
-            candidates: All integers of the operator's argument, when they should match the call's one for one.
         """
-        if not any(axis.size > 1 for axis in axes):
+        if self.node is not None:
+            self._observe(expressions_for(self.node, [number])[0], number, axes)
+
+    def observe_each(self, numbers: Sequence[int], axes: Sequence[Axis]) -> None:
+        """Note that each integer of a list argument sizes the axis at the same place; -1 sizes nothing."""
+        if self.node is None:
             return
-        expression = self.expression(number)
-        if not isinstance(expression, int) or not all(lf.frozen for axis in axes for lf in axis.leaves()):
+        for expression, number, axis in zip(expressions_for(self.node, numbers), numbers, axes, strict=True):
+            if number != -1:
+                self._observe(expression, number, [axis])
+
+    def _observe(self, expression: Expression, number: int, axes: Sequence[Axis]) -> None:
+        if any(axis.size > 1 for axis in axes):
             self.observations.append(Observation(expression, list(axes), -1 if number < 0 else 1, self.node))
 
-    def expression(self, number: int) -> Expression:
-        """Return the expression behind an integer of the current call; the integer itself for a literal."""
-        node = self.node
-        if node is None or not node.sizes:
-            return number
-        for candidate in node.sizes:
-            if not isinstance(candidate, int | float) and recorded_value(candidate) == number:
-                return candidate
-        return number
+
+def expressions_for(node: Node, numbers: Sequence[int]) -> list[Expression]:
+    """Return the expression behind each of the integers of one argument of a call.
+
+    The call's own integers are matched in order where they occur as one run; otherwise each number by its value.
+    A number without a tag is a literal and returned as it is.
+    """
+    given = node.sizes or []
+    if all(isinstance(item, int) for item in given):
+        return list(numbers)
+    values = [recorded_value(item) for item in given]
+    wanted = list(numbers)
+    for start in range(len(values) - len(wanted) + 1):
+        if values[start : start + len(wanted)] == wanted:
+            run = given[start : start + len(wanted)]
+            if len(wanted) > 1 or not isinstance(run[0], int):
+                return run
+    tagged = {value: item for value, item in zip(values[::-1], given[::-1], strict=True) if not isinstance(item, int)}
+    return [tagged.get(number, number) for number in wanted]
 
 
 def recorded_value(expression: Expression) -> float:
@@ -201,8 +219,10 @@ __all__ = [
     "Scope",
     "Value",
     "drop",
+    "expressions_for",
     "freeze_everything",
     "normalize_dims",
+    "recorded_value",
     "register_axis_rule",
     "rule",
     "rule_for",

@@ -24,9 +24,7 @@ def reshape(node: Node, scope: Scope) -> None:
     first = len(node.output.shape) - len(sizes)
     if node.name == "unflatten":
         first = int(node.args[1]) % len(data.shape)
-    for place, size in enumerate(sizes):
-        if size != -1:
-            scope.observe(int(size), [node.output.axes[first + place]])
+    scope.observe_each(sizes, node.output.axes[first : first + len(sizes)])
 
 
 def _asked_sizes(node: Node) -> Sequence[int] | None:
@@ -81,9 +79,7 @@ def expand(node: Node, scope: Scope) -> None:
                 scope.unify(axis, other)
         return
     sizes = node.args[1] if len(node.args) > 1 else node.kwargs["size"]
-    for axis, size in zip(axes, sizes, strict=False):
-        if size != -1:
-            scope.observe(int(size), [axis])
+    scope.observe_each(sizes, axes[len(axes) - len(sizes) :])
 
 
 @rule("repeat", "tile")
@@ -167,8 +163,7 @@ def split(node: Node, scope: Scope) -> None:
             else:
                 scope.freeze([piece], "the rest of a split")
     else:
-        for size, piece in zip(asked or [], pieces, strict=True):
-            scope.observe(int(size), [piece])
+        scope.observe_each(asked or [], pieces)
 
 
 @rule("unbind")
