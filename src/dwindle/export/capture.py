@@ -136,7 +136,7 @@ def _capture(
         refusal: Exception | None = None
         for dimension in (Dim("batch", min=1), Dim.DYNAMIC):
             marks = [{0: dimension} if is_batched else None for is_batched in batched]
-            args, kwargs = call(sample)
+            args, kwargs = call(_unmarked(sample))
             shapes: Any = {shapes_inside: tuple(marks)} if shapes_inside else _shapes(module, call(marks))
             try:
                 with quiet(), torch.no_grad():
@@ -150,7 +150,7 @@ def _capture(
         notes.append(f"the batch is fixed, because torch.export refuses a dynamic one: {first_line(refusal)}")
         if dynamic_batch:
             raise ExportError(f"the model cannot be exported with a dynamic batch: {first_line(refusal)}")
-    args, kwargs = call(example)
+    args, kwargs = call(_unmarked(example))
     try:
         with quiet(), torch.no_grad():
             return torch.export.export(module, args, kwargs, strict=False), False, notes
@@ -159,6 +159,11 @@ def _capture(
             f"torch.export refuses the model: {first_line(error)}. Data-dependent Python code (an `if` on a "
             "tensor's value, boxes after non-maximum suppression) has no static graph; export the part before"
         ) from error
+
+
+def _unmarked(tensors: Sequence[Tensor]) -> list[Tensor]:
+    """Return fresh tensor objects: torch.export leaves its marks of dynamic dimensions on those it is given."""
+    return [tensor.detach() for tensor in tensors]
 
 
 def _shapes(module: nn.Module, marked: tuple[tuple[Any, ...], dict[str, Any]]) -> dict[str, Any]:

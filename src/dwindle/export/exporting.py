@@ -21,7 +21,7 @@ from dwindle.export.openvino_file import write_openvino
 from dwindle.export.program_file import read_program, write_program
 from dwindle.export.writing import WrittenModel, is_quantized, write_onnx_of
 from dwindle.measure.macs import evaluation_mode
-from dwindle.measure.runtimes import OnnxRuntime, OpenVinoRuntime
+from dwindle.measure.runtimes import OnnxRuntime, OpenVinoRuntime, refuse_bfloat16
 from dwindle.measure.structure import (
     InputStructure,
     batch_size,
@@ -168,6 +168,8 @@ def _write(
     runtime = OnnxRuntime() if draft.suffix == ".onnx" else OpenVinoRuntime()
     if verify or draft.suffix == ".xml":
         runtime.check()
+    if verify:
+        refuse_bfloat16(model, structure)
     written = write_onnx_of(model, structure, draft.with_suffix(".onnx"), **options)
     if draft.suffix == ".xml":
         written.files = write_openvino(written.files[0], draft, half_weights=half_weights)

@@ -16,7 +16,7 @@ from typing import Any, ClassVar
 import torch
 from torch import Tensor, nn
 
-from dwindle.config.errors import ConfigError, did_you_mean, require
+from dwindle.config.errors import ConfigError, ExportError, did_you_mean, require
 from dwindle.measure.macs import evaluation_mode
 from dwindle.measure.structure import InputStructure, Rebuild, flatten
 
@@ -173,10 +173,22 @@ class PreparedModel:
         """Return the files a runtime reads, writing them when no runtime before wrote the same kind."""
         key = (type(runtime).export, runtime.suffix)
         if key not in self._files:
+            refuse_bfloat16(self.model, self.structure)
             folder = self._directory / str(len(self._files))
             folder.mkdir()
             self._files[key] = runtime.export(self.model, self.structure, folder / f"model{runtime.suffix}")
         return self._files[key]
+
+
+def refuse_bfloat16(model: nn.Module, structure: InputStructure) -> None:
+    """Raise when a model or its inputs are bfloat16, which NumPy and ONNX Runtime's CPU operators have not."""
+    named = [*model.named_parameters(), *zip(structure.names, structure.example, strict=True)]
+    for name, tensor in named:
+        if tensor.dtype is torch.bfloat16:
+            raise ExportError(
+                f"{name!r} is bfloat16, which these runtimes cannot take in on the CPU: export the model in float32 "
+                '(model.float()); runtimes can compute in bfloat16 by themselves, such as "openvino:bf16"'
+            )
 
 
 class TorchRuntime(Runtime):
