@@ -11,7 +11,7 @@ from dwindle.quantization.observers import (
 )
 from dwindle.quantization.operators import BACKENDS, Backend, ComputeRule
 from dwindle.quantization.parity import Parity, compare, parity
-from dwindle.quantization.plan import apply_plan, plan_of
+from dwindle.quantization.plan import apply_plan, plan_of, replay
 from dwindle.quantization.quantize import PRESETS, quantize
 from dwindle.quantization.simulation import is_quantized, quantization_parameters
 
@@ -36,5 +36,6 @@ __all__ = [
     "plan_of",
     "quantization_parameters",
     "quantize",
+    "replay",
     "scale_and_zero_point",
 ]

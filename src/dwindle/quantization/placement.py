@@ -247,7 +247,7 @@ class Placer:
                 weight[1].name or f"{operation.key}",
                 form,
                 axis,
-                bias[0] if bias else None,
+                bias[0] if bias and not bias[1].active else None,
                 carried,
             )
 

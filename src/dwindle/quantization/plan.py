@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from typing import Any
 
 import torch
@@ -119,3 +120,18 @@ def record_history(model: nn.Module, facts: dict[str, Any], plan: dict[str, Any]
     except ImportError:  # the history room is optional for using the simulation
         return
     record(model, {"kind": "quantize", **facts, "plan": plan})
+
+
+def replay(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
+    """Repeat a ``quantize`` step of a history on a freshly made model; its numbers are loaded afterwards.
+
+    Args:
+        model: The model as it was before that step.
+        entry: The history's entry, with the ``plan``.
+
+    Raises:
+        FileFormatError: The entry does not fit the model.
+    """
+    if "plan" not in entry:
+        raise FileFormatError("this quantize entry holds no plan")
+    return apply_plan(model, entry["plan"])

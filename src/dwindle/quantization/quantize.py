@@ -14,7 +14,7 @@ from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.quantization.batches import Inputs, calibration_batches, forward_inputs
 from dwindle.quantization.calls import run_with
 from dwindle.quantization.folding import Fold, apply_folds, find_folds
-from dwindle.quantization.numbers import SMALLEST_SCALE, NumberFormat, scale_and_zero_point
+from dwindle.quantization.numbers import NumberFormat, scale_and_zero_point
 from dwindle.quantization.observers import Observer, make_observer
 from dwindle.quantization.operators import Backend, get_backend
 from dwindle.quantization.overrides import overrides_from_config
@@ -29,7 +29,7 @@ from dwindle.quantization.simulation import (
     attach,
     is_quantized,
 )
-from dwindle.quantization.weights import weight_range
+from dwindle.quantization.weights import is_depthwise, weight_scale
 
 
 @dataclass(frozen=True)
@@ -63,6 +63,7 @@ def quantize(
     observer: str | Callable[[], Observer] | None = None,
     adapt: Callable[[Any], Any] | None = None,
     max_batches: int | None = None,
+    avoid_saturation: bool = True,
 ) -> nn.Module:
     """Quantize a trained model after training: fold, place quantizers, and set their ranges from data.
 
@@ -82,6 +83,9 @@ def quantize(
             or a function that makes an observer; the preset's when not given.
         adapt: Function from a batch to inputs, for batches of another form.
         max_batches: Read at most so many batches.
+        avoid_saturation: Scale weights so that processors without VNNI compute the same as others (see
+            :func:`dwindle.quantization.weights.weight_scale`). Switch it off, for up to one more bit of
+            precision, when the file runs only on processors with VNNI, AMX or ARM's dot product.
 
     Returns:
         A copy in evaluation mode that simulates int8 in its ordinary forward. Its int8 file is written by
@@ -119,7 +123,7 @@ def quantize(
     for args, kwargs in batches:
         run_with(simulated, ObservingMode(ranges, observers), args, kwargs)
     scale, zero_point = _activation_parameters(placement, observers)
-    slots, weight_scale = weight_parameters(simulated, placement, folds, args, kwargs, scale)
+    slots, weight_scale = weight_parameters(simulated, placement, folds, args, kwargs, scale, avoid_saturation)
     device = next(simulated.parameters()).device
     packed = tuple(
         tensor.to(device)
@@ -158,6 +162,7 @@ class _WeightsMode(PlacedMode):
         super().__init__(simulation)
         self.weights: dict[Any, Tensor] = {}
         self.biases: dict[Any, Tensor] = {}
+        self.groups: dict[Any, int] = {}
 
     def on_call(self, key: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Keep the weight and the bias of a call."""
@@ -167,6 +172,7 @@ class _WeightsMode(PlacedMode):
                 if position is not None:
                     where = position[0]
                     found[key] = args[where] if isinstance(where, int) else kwargs[where]
+            self.groups[key] = kwargs.get("groups", args[6] if len(args) > 6 else 1)
         return super().on_call(key, func, args, kwargs)
 
 
@@ -177,6 +183,7 @@ def weight_parameters(
     args: tuple[Any, ...],
     kwargs: dict[str, Any],
     activation_scale: Tensor,
+    avoid_saturation: bool,
 ) -> tuple[dict[Any, WeightSlot], Tensor]:
     """Return the slots of all weights and their packed scales.
 
@@ -189,8 +196,9 @@ def weight_parameters(
     scales, start = [], 0
     for key, slot in slots.items():
         found = slot.place
-        reach = weight_range(mode.weights[key].detach(), found.axis)
-        scale = (reach.double() / found.form.highest).clamp(min=SMALLEST_SCALE)
+        weight = mode.weights[key].detach()
+        pairs = avoid_saturation and not is_depthwise(weight, mode.groups.get(key, 1))
+        scale = weight_scale(weight, found.axis, found.form, avoid_saturation=pairs)
         bias = mode.biases.get(key)
         if bias is not None:
             floor = bias.detach().abs().double() / (float(activation_scale[found.input_quantizer]) * 2.0**30)

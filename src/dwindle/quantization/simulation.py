@@ -51,7 +51,7 @@ class Simulation:
         folds: Batch normalizations that were folded away.
         path: Follows the running module.
         exporting: True while an export records the forward.
-        captured: While a dictionary, weights are put in as calls read them.
+        captured: While a dictionary, weights and biases are put in as calls read them.
     """
 
     placement: Placement
@@ -59,7 +59,7 @@ class Simulation:
     folds: list[Fold]
     path: ModulePath = field(default_factory=ModulePath)
     exporting: bool = False
-    captured: dict[CallKey, Tensor] | None = None
+    captured: dict[tuple[CallKey, str], Tensor] | None = None
     running: list[SimulationMode] = field(default_factory=list)
 
     def __post_init__(self) -> None:
@@ -95,6 +95,10 @@ class PlacedMode(CallMode):
         """Return what the call gets of its weight."""
         return value
 
+    def bias(self, value: Tensor, key: CallKey, slot: WeightSlot) -> Tensor:
+        """Return what the call gets of its bias."""
+        return value
+
     def on_call(self, key: CallKey, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call with its quantizers around it."""
         simulation = self.simulation
@@ -111,6 +115,10 @@ class PlacedMode(CallMode):
             args, kwargs = replace_at(
                 args, kwargs, slot.place.position, lambda value: self.weight(value, key, slot)
             )
+            if slot.place.bias is not None:
+                args, kwargs = replace_at(
+                    args, kwargs, slot.place.bias, lambda value: self.bias(value, key, slot)
+                )
         output = func(*args, **kwargs)
         made = simulation.placement.outputs.get(key)
         return output if made is None else map_tensors(output, lambda value: self.activation(value, made))
@@ -137,10 +145,32 @@ class SimulationMode(PlacedMode):
         if self.simulation.exporting:
             return _placeholder("Weight", value, {"call": repr(tuple(key))})
         if self.simulation.captured is not None:
-            self.simulation.captured[key] = value.detach().clone()
+            self.simulation.captured[key, "weight"] = value.detach().clone()
         part = slice(slot.start, slot.start + slot.length)
         scale, zero_point = self.weight_scale[part], self.weight_zero_point[part]
         return fake_quantize(value, scale, zero_point, slot.place.form, slot.place.axis)
+
+    def bias(self, value: Tensor, key: CallKey, slot: WeightSlot) -> Tensor:
+        """Round a bias to int32 levels of input scale times weight scale, as integer kernels add it."""
+        if self.simulation.exporting:
+            return _placeholder("Bias", value, {"call": repr(tuple(key))})
+        if self.simulation.captured is not None:
+            self.simulation.captured[key, "bias"] = value.detach().clone()
+        scale = self.weight_scale[slot.start : slot.start + slot.length] * self.scale[slot.place.input_quantizer]
+        return round_bias(value, scale)
+
+
+def round_bias(bias: Tensor, scale: Tensor) -> Tensor:
+    """Round a bias to multiples of a scale, with the gradient of the identity.
+
+    Args:
+        bias: Shape ``(channels,)`` or broadcast like it.
+        scale: One value, or one per channel (of a group, which is repeated).
+    """
+    if scale.numel() > 1 and scale.numel() != bias.numel():
+        scale = scale.repeat(bias.numel() // scale.numel())
+    rounded = (bias / scale).round() * scale
+    return bias + (rounded - bias).detach()
 
 
 def _placeholder(kind: str, value: Tensor, attributes: dict[str, Any]) -> Tensor:

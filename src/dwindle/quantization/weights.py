@@ -1,21 +1,49 @@
-"""Ranges of weights."""
+"""Scales of weights."""
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
+from dwindle.quantization.numbers import SMALLEST_SCALE, NumberFormat
 
-def weight_range(weight: Tensor, axis: int | None) -> Tensor:
-    """Return the largest magnitude, per index of a dimension or of the whole weight.
+_PAIR_LIMIT = 128
+"""Two products of a uint8 (at most 255) and weights that add up to 128 fit in 16 bits: 255 * 128 < 32767."""
+
+
+def weight_scale(
+    weight: Tensor, axis: int | None, form: NumberFormat, *, avoid_saturation: bool = False
+) -> Tensor:
+    """Return symmetric scales of a weight.
+
+    Processors without VNNI multiply uint8 by int8 with an instruction that adds two neighbouring products in
+    16 bits and saturates silently, so integer kernels compute something else than they should. Which weights
+    become neighbours is the kernel's affair; when the two largest of equal sign add up to at most 128 levels,
+    no pair can saturate. That costs between nothing and one bit.
 
     Args:
         weight: Any floating tensor.
-        axis: Dimension with a range per index; None for one range.
+        axis: Dimension with a scale per index; None for one scale.
+        form: The levels, symmetric.
+        avoid_saturation: Keep pairs of weights within 16-bit sums.
 
     Returns:
-        A vector of the size of ``axis``, or of one element.
+        float64 scales: a vector of the size of ``axis``, or of one element.
     """
-    if axis is None:
-        return weight.abs().amax().reshape(1)
-    others = [dim for dim in range(weight.dim()) if dim != axis]
-    return weight.abs().amax(dim=others) if others else weight.abs()
+    rows = weight.detach().double()
+    rows = rows.reshape(1, -1) if axis is None else rows.movedim(axis, 0).reshape(weight.shape[axis], -1)
+    scale = rows.abs().amax(dim=1) / form.highest
+    if avoid_saturation and form.highest == 127 and rows.shape[1] > 1:
+        for side in (rows, -rows):
+            pair = torch.topk(side, 2, dim=1).values.clamp(min=0.0).sum(dim=1)
+            # Rounding may lift both weights by half a level.
+            scale = torch.maximum(scale, pair / (_PAIR_LIMIT - 1))
+    return scale.clamp(min=SMALLEST_SCALE)
+
+
+def is_depthwise(weight: Tensor, groups: int) -> bool:
+    """Say whether a convolution's weight has one input channel per group and as many groups as outputs.
+
+    Such kernels add products one by one, in 32 bits.
+    """
+    return groups > 1 and weight.shape[0] == groups and weight.dim() > 2 and weight.shape[1] == 1
