@@ -6,7 +6,7 @@ from dwindle.zoo.datasets import (
     ImageData,
     digits,
     fashion_mnist,
-    random_flip_and_shift,
+    random_flip,
     random_shift,
 )
 from dwindle.zoo.photographs import IMAGENET_MEAN, IMAGENET_STD, PHOTOGRAPHS, photographs, read_photograph
@@ -40,7 +40,7 @@ __all__ = [
     "fashion_mnist",
     "fashion_resnet",
     "photographs",
-    "random_flip_and_shift",
+    "random_flip",
     "random_shift",
     "read_photograph",
     "residual_network",

@@ -25,7 +25,7 @@ __all__ = [
     "ImageData",
     "digits",
     "fashion_mnist",
-    "random_flip_and_shift",
+    "random_flip",
     "random_shift",
 ]
 
@@ -199,11 +199,15 @@ def random_shift(images: Tensor, generator: torch.Generator, pixels: int = 1) ->
     return padded[index, :, rows[:, :, None], columns[:, None, :]].permute(0, 3, 1, 2).contiguous()
 
 
-def random_flip_and_shift(images: Tensor, generator: torch.Generator, pixels: int = 2) -> Tensor:
-    """Mirror half of the images left to right, then :func:`random_shift`."""
+def random_flip(images: Tensor, generator: torch.Generator) -> Tensor:
+    """Mirror each image left to right, or not, with equal chance.
+
+    Args:
+        images: Shape ``(batch, channels, height, width)``.
+        generator: Decides which ones.
+    """
     flip = torch.rand(len(images), generator=generator) < 0.5
-    mirrored = torch.where(flip[:, None, None, None], images.flip(-1), images)
-    return random_shift(mirrored, generator, pixels)
+    return torch.where(flip[:, None, None, None], images.flip(-1), images)
 
 
 class BatchLoader:
