@@ -205,12 +205,30 @@ def _capture_notes(traces: list[Trace], training: bool) -> list[str]:
 
 
 def analyse_traces(
-    traces: list[Trace], args: tuple[Any, ...], kwargs: dict[str, Any], *, prefer: str = "heads", notes: list[str]
+    traces: list[Trace],
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    *,
+    prefer: str = "heads",
+    notes: list[str],
+    literals: bool = True,
 ) -> Analysis:
-    """Work out the axes from recordings that were already made."""
+    """Work out the axes from recordings that were already made.
+
+    Args:
+        traces: Evaluation, then training where there is one.
+        args: The inputs that were recorded.
+        kwargs: Likewise.
+        prefer: As for :func:`analyse`.
+        notes: What the user should know so far.
+        literals: Whether a size that stands as a literal in the user's code freezes its axis. It does for
+            surgery in place; a rewritten graph can change it.
+    """
     parameter_axes, scope = propagate(traces)
     equalities = [pair for trace in traces for pair in trace.equalities]
-    _freeze_literals(scope)
+    scope.literals_bind = literals
+    if literals:
+        _freeze_literals(scope)
     dims: dict[Axis, list[tuple[str, int]]] = {}
     for name, axes in parameter_axes.items():
         for dim, axis in enumerate(axes):

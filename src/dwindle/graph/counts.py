@@ -75,6 +75,8 @@ class CountSolver:
         self.constraints: list[Constraint] = []
         seen: set[Any] = set()
         for observation in scope.observations:
+            if isinstance(observation.expression, int) and not scope.literals_bind:
+                continue
             where = observation.node.where if observation.node else ""
             self._add(observation.expression, observation.axes, observation.sign, where, seen)
         for left, right in equalities:

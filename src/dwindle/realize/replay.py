@@ -7,6 +7,7 @@ has its cut size, and the sizes in reshapes and the like are recomputed from the
 
 from __future__ import annotations
 
+import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -52,7 +53,7 @@ _PYTHON_OPERATORS: dict[str, Callable[..., Any]] = {
     "neg": operator.neg,
     "float": float,
     "int": int,
-    "sqrt": lambda number: number**0.5,
+    "sqrt": math.sqrt,
 }
 
 Call = Callable[..., Any]

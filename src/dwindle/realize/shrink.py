@@ -2,20 +2,23 @@
 
 from __future__ import annotations
 
+import copy
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
 from torch import nn
 
+from dwindle.config import history
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
 from dwindle.graph.counts import CountSolver
 from dwindle.graph.positions import kept_positions
 from dwindle.realize.optimizer import carry_over
 from dwindle.realize.plan import AttributeChange, Plan
+from dwindle.realize.rewrite import rewrite
 from dwindle.realize.surgery import cut, tensor_slots
 from dwindle.realize.verify import Verification, proof_dtype, prove, widened_copy
 
@@ -156,9 +159,9 @@ def shrink(
     optimizer: torch.optim.Optimizer | None,
     verify: bool,
     mask: Callable[[nn.Module, Plan], None],
-    finish: Callable[[nn.Module], None] = lambda model: None,
     prepare: Callable[[nn.Module], None] = lambda model: None,
     biases: dict[str, torch.Tensor] | None = None,
+    rewritten: bool = False,
 ) -> ShrinkResult:
     """Prove and carry out a cut, in place.
 
@@ -170,16 +173,17 @@ def shrink(
         optimizer: A live optimizer that goes on with the small model.
         verify: Whether to prove equality first.
         mask: Masks a copy of the model, as the reference of the proof.
-        finish: Called on every copy, and on the model, after the cut.
         prepare: Called on every copy, and on the model, before the cut.
         biases: Constants of removed channels to add to the bias of a module, by module path, as a full-size
             vector of the module's outputs.
+        rewritten: Emit the recorded graph instead of changing the model, which is then left as it is.
 
     Raises:
         RealizeError: The small model is not equal to the masked one.
     """
     started = time.perf_counter()
     plan = make_plan(analysis, solver, keep)
+    plan.rewritten = rewritten
     before = count_parameters(model)
     plan.biases = {
         path: int(delta.numel()) for path, delta in (biases or {}).items() if model.get_submodule(path).bias is None
@@ -191,11 +195,7 @@ def shrink(
     seconds = {"plan": time.perf_counter() - started}
 
     def make_small(copy: nn.Module) -> nn.Module:
-        prepare(copy)
-        _fold(copy, plan, biases or {})
-        cut(copy, plan)
-        finish(copy)
-        return copy
+        return _cut(copy, plan, analysis, keep, biases or {}, prepare)[0]
 
     verification = None
     if verify:
@@ -205,34 +205,50 @@ def shrink(
         verification = prove(analysis, keep, masked, make_small)
         verification.seconds = seconds["prove"] = time.perf_counter() - started
     started = time.perf_counter()
-    prepare(model)
-    _fold(model, plan, biases or {})
-    replaced, undo = cut(model, plan)
-    added = [model.get_submodule(path).bias for path in plan.biases]
-    try:
-        if optimizer is not None:
-            carry_over(optimizer, replaced, added)  # type: ignore[arg-type]
-    except Exception:
-        undo()
-        raise
-    finish(model)
+    body = copy.deepcopy(model) if rewritten else model
+    twins = list(zip(model.parameters(), body.parameters(), strict=True)) if rewritten else []
+    small, replaced = _cut(body, plan, analysis, keep, biases or {}, prepare)
+    for old, twin in twins:
+        replaced[old] = replaced.pop(twin, (twin, {}))
+    if optimizer is not None:
+        carry_over(optimizer, replaced, [body.get_submodule(path).bias for path in plan.biases])  # type: ignore[misc]
     seconds["shrink"] = seconds.pop("plan") + time.perf_counter() - started
-    from dwindle.config import history
-
-    history.record(model, {"kind": "shrink", "plan": plan.to_json()})
+    for entry in history.history(model) if rewritten else []:
+        history.record(small, entry)
+    history.record(small, {"kind": "shrink", "plan": plan.to_json()})
     return ShrinkResult(
-        model, plan, verification, analysis, before, count_parameters(model), seconds, list(analysis.notes)
+        small, plan, verification, analysis, before, count_parameters(small), seconds, list(analysis.notes)
     )
 
 
-def _fold(model: nn.Module, plan: Plan, biases: dict[str, torch.Tensor]) -> None:
-    """Add constants of removed channels to biases (before the cut, at full size)."""
+def _cut(
+    model: nn.Module,
+    plan: Plan,
+    analysis: Analysis,
+    keep: Keep,
+    biases: dict[str, torch.Tensor],
+    prepare: Callable[[nn.Module], None],
+) -> tuple[nn.Module, dict[torch.Tensor, tuple[torch.Tensor, Mapping[int, torch.Tensor]]]]:
+    """Make the small model from ``model`` (changed); returns it and what replaced which parameter."""
+    prepare(model)
+    folded = _fold(model, biases)
+    replaced, _ = cut(model, plan)
+    for old, new in folded.items():
+        replaced[old] = replaced.pop(new, (new, {}))
+    return (rewrite(model, analysis, keep) if plan.rewritten else model), replaced
+
+
+def _fold(model: nn.Module, biases: dict[str, torch.Tensor]) -> dict[torch.Tensor, torch.Tensor]:
+    """Add constants of removed channels to biases (before the cut, at full size); returns old to new."""
+    folded = {}
     for path, delta in biases.items():
         module = model.get_submodule(path)
         weight: Any = module.weight
         delta = delta.to(weight.dtype).to(weight.device)
-        if module.bias is None:
-            module.register_parameter("bias", nn.Parameter(delta.clone()))
-        else:
-            with torch.no_grad():
-                module.bias.data = module.bias.data + delta
+        old = module.bias
+        new = nn.Parameter(delta.clone() if old is None else old.detach() + delta)
+        module.register_parameter("bias", new)
+        if isinstance(old, torch.Tensor):
+            new.requires_grad_(old.requires_grad)
+            folded[old] = new
+    return folded

@@ -60,6 +60,7 @@ class Scope:
     unknown: list[Node] = field(default_factory=list)
     heads: list[Axis] = field(default_factory=list)
     head_widths: list[Axis] = field(default_factory=list)
+    literals_bind: bool = True
     node: Node | None = None
 
     @property
