@@ -29,6 +29,7 @@ class WeightPlace:
         axis: Dimension with one scale per index, or None for one scale.
         bias: Where the bias stands, if the call has one.
         input_quantizer: The quantizer of the call's activation.
+        bias_name: The bias parameter's path, if it is one.
     """
 
     position: Position
@@ -37,6 +38,7 @@ class WeightPlace:
     axis: int | None
     bias: Position | None
     input_quantizer: int
+    bias_name: str | None = None
 
 
 @dataclass
@@ -114,10 +116,13 @@ class Placer:
             self._wanted[value.index] = any(
                 self._is_int8_reader(reader, position)
                 or self._may_be_integer(reader)
-                or (self._shares(reader) and any(self._wanted_after(made) for made in reader.outputs))
+                or (self._passes_on(reader) and any(self._wanted_after(made) for made in reader.outputs))
                 for reader, position in self.consumers.get(value.index, ())
             )
         return self._wanted[value.index]
+
+    def _passes_on(self, operation: Operation) -> bool:
+        return self._shares(operation) or operation.key.operation in self.backend.pools
 
     def _may_be_integer(self, operation: Operation) -> bool:
         table = self.backend
@@ -242,13 +247,15 @@ class Placer:
         assert weight is not None
         form, axis = self.overrides.weight_form(module, weight[1], rule.weight_axis)
         if form is not None:
+            constant = bias is not None and not bias[1].active
             self.result.weights[operation.key] = WeightPlace(
-                weight[0],
-                weight[1].name or f"{operation.key}",
-                form,
-                axis,
-                bias[0] if bias and not bias[1].active else None,
-                carried,
+                position=weight[0],
+                name=weight[1].name or f"{operation.key}",
+                form=form,
+                axis=axis,
+                bias=bias[0] if bias is not None and constant else None,
+                input_quantizer=carried,
+                bias_name=bias[1].name if bias is not None and constant else None,
             )
 
     def _edge(self, operation: Operation, position: Position, value: Value, form: NumberFormat) -> int:

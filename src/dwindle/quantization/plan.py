@@ -96,6 +96,7 @@ def _slot_to_json(slot: WeightSlot) -> dict[str, Any]:
         "axis": found.axis,
         "bias": None if found.bias is None else list(found.bias),
         "input_quantizer": found.input_quantizer,
+        "bias_name": found.bias_name,
         "start": slot.start,
         "length": slot.length,
     }
@@ -109,6 +110,7 @@ def _slot(entry: dict[str, Any]) -> WeightSlot:
         axis=entry["axis"],
         bias=None if entry["bias"] is None else _position(entry["bias"]),
         input_quantizer=int(entry["input_quantizer"]),
+        bias_name=entry["bias_name"],
     )
     return WeightSlot(found, int(entry["start"]), int(entry["length"]))
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import itertools
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -12,7 +13,8 @@ from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.quantization.batches import Inputs, calibration_batches, forward_inputs
-from dwindle.quantization.calls import run_with
+from dwindle.quantization.bias_correction import correct_biases
+from dwindle.quantization.calls import CallKey, run_with
 from dwindle.quantization.folding import Fold, apply_folds, find_folds
 from dwindle.quantization.numbers import NumberFormat, scale_and_zero_point
 from dwindle.quantization.observers import Observer, make_observer
@@ -51,6 +53,9 @@ PRESETS: dict[str, Preset] = {
 }
 """``int8``: weights int8 symmetric per output channel, activations uint8 affine per tensor."""
 
+CORRECTION_BATCHES = 8
+"""Batches that are kept for bias correction."""
+
 
 def quantize(
     model: nn.Module,
@@ -64,6 +69,7 @@ def quantize(
     adapt: Callable[[Any], Any] | None = None,
     max_batches: int | None = None,
     avoid_saturation: bool = True,
+    bias_correction: bool = True,
 ) -> nn.Module:
     """Quantize a trained model after training: fold, place quantizers, and set their ranges from data.
 
@@ -83,6 +89,7 @@ def quantize(
             or a function that makes an observer; the preset's when not given.
         adapt: Function from a batch to inputs, for batches of another form.
         max_batches: Read at most so many batches.
+        bias_correction: Put every channel's mean back where it was in float, on at most 8 batches of the data.
         avoid_saturation: Scale weights so that processors without VNNI compute the same as others (see
             :func:`dwindle.quantization.weights.weight_scale`). Switch it off, for up to one more bit of
             precision, when the file runs only on processors with VNNI, AMX or ARM's dot product.
@@ -102,38 +109,48 @@ def quantize(
     overrides = overrides_from_config(model, config_list)
     simulated = copy.deepcopy(model).eval()
     batches = calibration_batches(simulated, calibration_data, adapt, max_batches)
-    first: Inputs | None = None
-    if example_inputs is None:
-        first = next(batches)
-    args, kwargs = (
-        first if first is not None else forward_inputs(simulated, example_inputs, lambda batch: batch)
-    )
+    example = None if example_inputs is None else forward_inputs(simulated, example_inputs, lambda batch: batch)
+    kept: list[Inputs] = []
+    if example is None:
+        example = next(batches)
+        kept.append(example)
 
-    folds = find_folds(simulated, record(simulated, args, kwargs))
+    folds = find_folds(simulated, record(simulated, *example))
     apply_folds(simulated, folds)
-    recording = record(simulated, args, kwargs, {fold.call for fold in folds})
+    recording = record(simulated, *example, {fold.call for fold in folds})
     placement = place(recording, table, overrides, chosen.activation)
     if not placement.weights:
         raise ConfigError("no operation of this model can run in int8 with these settings")
 
     observers = [make_observer(observer or chosen.observer) for _ in placement.names]
     ranges = Simulation(placement, {}, folds)
-    if first is not None:
-        run_with(simulated, ObservingMode(ranges, observers), *first)
-    for args, kwargs in batches:
-        run_with(simulated, ObservingMode(ranges, observers), args, kwargs)
-    scale, zero_point = _activation_parameters(placement, observers)
-    slots, weight_scale = weight_parameters(simulated, placement, folds, args, kwargs, scale, avoid_saturation)
-    device = next(simulated.parameters()).device
-    packed = tuple(
-        tensor.to(device)
-        for tensor in (scale, zero_point, weight_scale, torch.zeros(len(weight_scale), dtype=torch.int32))
-    )
-    attach(simulated, Simulation(placement, slots, folds), packed)  # type: ignore[arg-type]
-    record_history(
-        simulated, {"preset": preset, "backend": table.name, **summarize(placement)}, plan_of(simulated)
-    )
+    for batch in itertools.chain(list(kept), batches):
+        run_with(simulated, ObservingMode(ranges, observers), *batch)
+        if len(kept) < CORRECTION_BATCHES and not (kept and batch is kept[0]):
+            kept.append(batch)
+    parameters, slots = _parameters(simulated, placement, folds, observers, example, avoid_saturation)
+    simulation = Simulation(placement, slots, folds)
+    if bias_correction:
+        correct_biases(simulated, simulation, parameters, kept)
+    attach(simulated, simulation, parameters)
+    record_history(simulated, {"preset": preset, "backend": table.name, **summarize(placement)}, plan_of(simulated))
     return simulated
+
+
+def _parameters(
+    model: nn.Module,
+    placement: Placement,
+    folds: list[Fold],
+    observers: list[Observer],
+    example: Inputs,
+    avoid_saturation: bool,
+) -> tuple[tuple[Tensor, ...], dict[CallKey, WeightSlot]]:
+    """Return the packed scales and zero points of activations and weights, and where weights' stand."""
+    scale, zero_point = _activation_parameters(placement, observers)
+    slots, weight_scales = weight_parameters(model, placement, folds, example, scale, avoid_saturation)
+    zeros = torch.zeros(len(weight_scales), dtype=torch.int32)
+    device = next(model.parameters()).device
+    return tuple(part.to(device) for part in (scale, zero_point, weight_scales, zeros)), slots
 
 
 def _preset(name: str) -> Preset:
@@ -180,8 +197,7 @@ def weight_parameters(
     model: nn.Module,
     placement: Placement,
     folds: list[Fold],
-    args: tuple[Any, ...],
-    kwargs: dict[str, Any],
+    example: Inputs,
     activation_scale: Tensor,
     avoid_saturation: bool,
 ) -> tuple[dict[Any, WeightSlot], Tensor]:
@@ -192,7 +208,7 @@ def weight_parameters(
     """
     slots = {key: WeightSlot(weight, 0, 0) for key, weight in placement.weights.items()}
     mode = _WeightsMode(Simulation(placement, slots, folds))
-    run_with(model, mode, args, kwargs)
+    run_with(model, mode, *example)
     scales, start = [], 0
     for key, slot in slots.items():
         found = slot.place

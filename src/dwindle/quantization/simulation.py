@@ -99,6 +99,10 @@ class PlacedMode(CallMode):
         """Return what the call gets of its bias."""
         return value
 
+    def result(self, value: Tensor, key: CallKey, slot: WeightSlot) -> Tensor:
+        """Return what a call with a quantized weight gave, before the quantizer behind it."""
+        return value
+
     def on_call(self, key: CallKey, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
         """Run one call with its quantizers around it."""
         simulation = self.simulation
@@ -120,6 +124,8 @@ class PlacedMode(CallMode):
                     args, kwargs, slot.place.bias, lambda value: self.bias(value, key, slot)
                 )
         output = func(*args, **kwargs)
+        if slot is not None:
+            output = self.result(output, key, slot)
         made = simulation.placement.outputs.get(key)
         return output if made is None else map_tensors(output, lambda value: self.activation(value, made))
 
@@ -127,11 +133,9 @@ class PlacedMode(CallMode):
 class SimulationMode(PlacedMode):
     """Rounds every quantized value to its levels. Reads nothing back to the host."""
 
-    def __init__(self, simulation: Simulation, model: nn.Module) -> None:
+    def __init__(self, simulation: Simulation, parameters: tuple[Tensor, ...]) -> None:
         super().__init__(simulation)
-        self.scale, self.zero_point, self.weight_scale, self.weight_zero_point = (
-            getattr(model, name) for name in BUFFERS
-        )
+        self.scale, self.zero_point, self.weight_scale, self.weight_zero_point = parameters
 
     def activation(self, value: Tensor, quantizer: int) -> Tensor:
         """Round an activation, or record a placeholder while exporting."""
@@ -200,7 +204,7 @@ class StartSimulation:
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         """Enter the mode."""
-        mode = SimulationMode(self.simulation, module)
+        mode = SimulationMode(self.simulation, tuple(getattr(module, name) for name in BUFFERS))
         self.simulation.running.append(mode)
         self.simulation.path.stack.append("")
         mode.__enter__()
