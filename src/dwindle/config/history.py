@@ -1,7 +1,7 @@
 """What was done to a model, kept with it: a list of JSON entries that survives ``copy.deepcopy``.
 
-The list stands in the module's ``__dict__``, so it adds nothing to the ``state_dict``. Saving writes it to the
-manifest, loading repeats it.
+The list stands in the module's ``__dict__``, so it adds nothing to the ``state_dict``. Saving writes it to
+the manifest, loading repeats it.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ def record(model: nn.Module, entry: Mapping[str, Any]) -> None:
 
     Args:
         model: The model the step was done to.
-        entry: What was done: a ``"kind"`` (``"shrink"``, ``"quantize"``, ...) and JSON-ready facts. It is copied.
+        entry: What was done: a ``"kind"`` (``"shrink"``, ``"quantize"``, ...) and JSON-ready facts; copied.
 
     Raises:
         ConfigError: The entry has no ``"kind"``, or holds something that JSON cannot.
     """
     if not isinstance(entry.get("kind"), str):
-        raise ConfigError(f"a history entry needs a 'kind' that is a text; got the keys {sorted(map(str, entry))}")
+        raise ConfigError(
+            f"a history entry needs a 'kind' that is a text; got the keys {sorted(map(str, entry))}"
+        )
     try:
         copied = json.loads(json.dumps(dict(entry)))
     except (TypeError, ValueError) as error:

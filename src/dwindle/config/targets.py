@@ -6,6 +6,7 @@ import inspect
 from dataclasses import dataclass
 
 from torch import nn
+from torch.nn.utils import parametrize
 
 INPUT_PREFIX = "_input_"
 OUTPUT_PREFIX = "_output_"
@@ -17,7 +18,8 @@ class Target:
 
     Attributes:
         module: Path of the module in the model, ``""`` for the model itself.
-        name: A parameter's own name (``"weight"``), or ``"_input_0"``, ``"_input_{argument}"``, ``"_output_0"``.
+        name: A parameter's own name (``"weight"``), ``"_output_0"``, ``"_input_0"``, or
+            ``"_input_{argument}"`` for an argument by its name.
     """
 
     module: str
@@ -43,6 +45,16 @@ class Target:
         """The module's path and the name, as in ``layer1.0.conv1.weight``."""
         return f"{self.module}.{self.name}" if self.module else self.name
 
+    @classmethod
+    def parse(cls, path: str) -> Target:
+        """Read :attr:`path` back.
+
+        Args:
+            path: Such as ``"layer1.0.conv1.weight"``.
+        """
+        module, _, name = path.rpartition(".")
+        return cls(module, canonical_name(name))
+
     def __str__(self) -> str:
         return self.path
 
@@ -53,7 +65,7 @@ def canonical_name(name: str) -> str:
 
 
 def forward_arguments(module: nn.Module) -> list[str]:
-    """Return the names of the arguments of a module's ``forward``, in order, without ``*args`` and ``**kwargs``."""
+    """Return the names of the arguments of ``forward``, in order, without ``*args`` and ``**kwargs``."""
     skipped = (inspect.Parameter.VAR_POSITIONAL, inspect.Parameter.VAR_KEYWORD)
     parameters = inspect.signature(module.forward).parameters.values()
     return [parameter.name for parameter in parameters if parameter.kind not in skipped]
@@ -79,3 +91,21 @@ def input_position(module: nn.Module, name: str) -> tuple[int | None, str | None
     if keyword_only is not None and keyword_only.kind is inspect.Parameter.KEYWORD_ONLY:
         return None, wanted
     return (arguments.index(wanted), wanted) if wanted in arguments else (None, wanted)
+
+
+def parameter_names(module: nn.Module) -> list[str]:
+    """Return the names of a module's own parameters that are not None, in their order.
+
+    A parameter that stands under a parametrization (a mask, a fake quantizer) counts under its own name.
+    """
+    names = [name for name, value in module._parameters.items() if value is not None]
+    if not parametrize.is_parametrized(module):
+        return names
+    hidden = list(module.parametrizations)  # type: ignore[arg-type]
+    # the order is lost when parametrization takes names away; weights stand before biases as in torch
+    return sorted({*names, *hidden}, key=lambda name: ("bias" in name, name))
+
+
+def buffer_names(module: nn.Module) -> list[str]:
+    """Return the names of a module's own buffers that are not None, in their order."""
+    return [name for name, value in module._buffers.items() if value is not None]
