@@ -1,1 +1,20 @@
-"""."""
+"""What to compress and how: ``config_list`` entries, the targets they select, and the errors they can have.
+
+The history of a model stands in :mod:`dwindle.config.history`, errors in :mod:`dwindle.config.errors`.
+"""
+
+from dwindle.config.granularity import Granularity
+from dwindle.config.schema import Align, DistillationSetting, PruningSetting, QuantizationSetting
+from dwindle.config.selection import excluded_modules, resolve
+from dwindle.config.targets import Target
+
+__all__ = [
+    "Align",
+    "DistillationSetting",
+    "Granularity",
+    "PruningSetting",
+    "QuantizationSetting",
+    "Target",
+    "excluded_modules",
+    "resolve",
+]

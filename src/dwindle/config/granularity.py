@@ -51,7 +51,7 @@ def check_value(value: GranularityValue) -> GranularityValue:
             return value
         if value not in NAMES:
             raise ValueError(
-                f"{value!r} is not a granularity ({', '.join(NAMES)}, a list of block sizes, or N:M with N < M)"
+                f"{value!r} is not a granularity ({', '.join(NAMES)}, a list of block sizes, or N:M)"
                 f"{did_you_mean(value, NAMES)}"
             )
         return value
@@ -122,7 +122,8 @@ class Granularity:
     """A parsed granularity; make one with :meth:`parse` or :meth:`of_module`.
 
     Attributes:
-        kind: ``element``, ``per_tensor``, ``channel`` (indices of one dimension), ``blocks`` or ``pattern`` (N:M).
+        kind: ``element``, ``per_tensor``, ``channel`` (indices of one dimension), ``blocks`` or
+            ``pattern`` (N:M).
         axis: Dimension of the channels; for a pattern, the dimension along which neighbours are counted.
         kernel: Block sizes as given, for ``blocks``.
         side: Where ``kernel`` is filled up: ``front`` or ``back``.
@@ -211,7 +212,7 @@ class Granularity:
         )
 
     def _layout(self, shape: Sequence[int]) -> tuple[list[int], list[int], tuple[int, ...]]:
-        """Return the shape split in (blocks, inside) pairs, block sizes, and the shape of the block tensor."""
+        """Return the shape to divide, the sizes of a block, and the shape of the block tensor."""
         split, kernel = list(shape), [1] * len(shape)
         if self.kind == "per_tensor":
             kernel = list(shape)
@@ -310,7 +311,7 @@ class Granularity:
         raise ConfigError(f"op: {op!r} is not one of {', '.join(choices)}{did_you_mean(str(op), choices)}")
 
     def expand(self, block_tensor: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return a tensor of ``shape`` in which every entry has its block's value (the inverse of :meth:`reduce`).
+        """Return a tensor of ``shape`` in which every entry has its block's value (undoes :meth:`reduce`).
 
         Args:
             block_tensor: A tensor of :meth:`block_shape`.
@@ -324,7 +325,7 @@ class Granularity:
         return wide.permute(order).reshape(tuple(shape))
 
     def compact(self, block_tensor: Tensor, shape: Sequence[int]) -> Tensor:
-        """Return the block values in the smallest shape that broadcasts to ``shape``, as in ``[out, 1, 1, 1]``."""
+        """Return the block values in the smallest shape that broadcasts to ``shape``: ``[out, 1, 1, 1]``."""
         if self.kind == "channel" and self.groups == 1 and len(shape):
             size = [1] * len(shape)
             size[self.axis % len(shape)] = -1

@@ -75,8 +75,8 @@ class PruningSetting(Setting):
         dependency_group_id: Targets with the same id get one mask, from the mean of their metrics.
         internal_metric_block: Split the blocks in so many equal parts and prune the same share of each.
         granularity: Which entries go as a whole, see :mod:`dwindle.config.granularity`.
-        apply_method: ``mul`` multiplies by the mask, ``add`` adds a large negative number where it is 0 (inputs
-            of a softmax), ``bypass`` changes nothing.
+        apply_method: ``mul`` multiplies by the mask, ``add`` adds a large negative number where it is 0
+            (inputs of a softmax), ``bypass`` changes nothing.
         align: Take the mask from another target.
     """
 
@@ -110,7 +110,7 @@ class PruningSetting(Setting):
             )
         if implied is not None and self.sparse_ratio is not None and abs(self.sparse_ratio - implied) > 1e-9:
             raise ValueError(
-                f"granularity {self.granularity!r} means a sparse_ratio of {implied:g}, not {self.sparse_ratio:g}"
+                f"granularity {self.granularity!r} means sparse_ratio {implied:g}, not {self.sparse_ratio:g}"
             )
         return self
 
@@ -129,7 +129,8 @@ class QuantizationSetting(Setting):
     """How one target is quantized.
 
     Attributes:
-        quant_dtype: ``int{n}``, ``uint{n}`` (1 to 32 bits), ``float8_e4m3fn``, ``float8_e5m2``; None stays float.
+        quant_dtype: ``int{n}``, ``uint{n}`` (1 to 32 bits), ``float8_e4m3fn``, ``float8_e5m2``; None stays
+            float.
         quant_scheme: ``affine`` or ``symmetric``; None leaves it to the method.
         granularity: Which entries share a scale; ``default`` leaves it to the method.
         apply_method: NNI's ``clamp_round``, ``qat_clamp_round`` or ``bypass``.

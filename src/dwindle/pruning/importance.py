@@ -1,8 +1,8 @@
 """How much each part of a weight matters: pure functions of one tensor.
 
 Every function takes a weight and a dimension and gives one score for each index of that dimension, larger is
-more important; with ``dim=None`` it gives one score for each element. Scores of ``l1`` and ``l2`` are sums (of
-absolute values and of squares), so that they add up over parameters which go together.
+more important; with ``dim=None`` it gives one score for each element. Scores of ``l1`` and ``l2`` are sums
+(of absolute values and of squares), so that they add up over parameters which go together.
 """
 
 from __future__ import annotations
@@ -59,8 +59,8 @@ def l2(weight: Tensor, dim: int | None) -> Tensor:
 def row_distances(matrix: Tensor) -> Tensor:
     """Return for each row the sum of its Euclidean distances to all rows.
 
-    The distances come from a Gram matrix in float64 (the cancellation that makes this unsafe in float32 is then
-    far below the differences that matter), a block of rows at a time so that memory stays bounded.
+    The distances come from a Gram matrix in float64 (the cancellation that makes this unsafe in float32 is
+    then far below the differences that matter), a block of rows at a time so that memory stays bounded.
 
     Args:
         matrix: ``[n, width]``, floating point.
@@ -82,7 +82,7 @@ def row_distances(matrix: Tensor) -> Tensor:
 
 
 def fpgm(weight: Tensor, dim: int | None) -> Tensor:
-    """Sum of the distances to all other filters (He et al., "Filter Pruning via Geometric Median", arXiv:1811.00250).
+    """Sum of the distances to all other filters (He et al., FPGM, arXiv:1811.00250).
 
     A filter near the geometric median of its layer can be replaced by the others.
 
