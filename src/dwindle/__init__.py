@@ -1,3 +1,45 @@
-"""dwindle makes trained PyTorch models smaller and faster for real, and proves that it did."""
+"""dwindle makes trained PyTorch models smaller and faster for real, and proves that it did.
+
+The public face: ``dw.prune``, ``dw.realize``, ``dw.quantize``, ``dw.compress``, ``dw.export``, ``dw.measure``,
+``dw.save``, ``dw.load``, and the rooms behind them (``dw.pruning``, ``dw.quantization``, ``dw.distillation``, ...).
+Names are imported when they are first used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import Any
 
 __version__ = "0.1.0"
+
+_NAMES = {
+    "ShrinkResult": "dwindle.realize",
+    "apply_plan": "dwindle.realize",
+    "prune": "dwindle.realize",
+    "quantize": "dwindle.quantization",
+    "compress": "dwindle.training",
+    "load": "dwindle.export",
+    "save": "dwindle.export",
+    "register_axis_rule": "dwindle.graph",
+    "DwindleError": "dwindle.config.errors",
+    "ConfigError": "dwindle.config.errors",
+}
+#: Rooms that share their name with the verb they are for: the module itself can be called.
+_VERBS = ("realize", "export", "measure")
+_ROOMS = ("config", "graph", "simulate", "training", "pruning", "quantization", "distillation", "report", "recipe")
+
+__all__ = ["__version__", *sorted([*_NAMES, *_VERBS, *_ROOMS])]
+
+
+def __getattr__(name: str) -> Any:
+    if name == "compress":
+        importlib.import_module("dwindle.realize")  # registers what a run's realize() calls
+    if name in _NAMES:
+        return getattr(importlib.import_module(_NAMES[name]), name)
+    if name in _VERBS or name in _ROOMS:
+        return importlib.import_module(f"dwindle.{name}")
+    raise AttributeError(f"module 'dwindle' has no attribute {name!r}")
+
+
+def __dir__() -> list[str]:
+    return sorted(__all__)

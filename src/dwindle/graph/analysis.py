@@ -18,7 +18,7 @@ from dwindle.graph.positions import Positions, positions
 from dwindle.graph.propagate import propagate
 from dwindle.graph.recorder import record
 from dwindle.graph.rules.registry import Scope
-from dwindle.graph.trace import Trace
+from dwindle.graph.trace import Trace, Value
 
 #: Axes smaller than this are not pruned (gates, the three of q, k, v); heads have their own limit.
 SMALLEST_AXIS = 4
@@ -240,14 +240,17 @@ def analyse_traces(
         for name in parameter_axes
         if not any(name in trace.parameters and id(trace.parameters[name]) in used for trace in traces)
     }
+    tensors = {name: value for trace in traces for name, value in trace.parameters.items()}
     kinds = _Kinds(scope)
     infos: list[AxisInfo] = []
     for leaf, places in dims.items():
         if leaf.size == 1:
             continue
         reason, where = leaf.frozen, leaf.where
-        if reason is None and all(name in unused for name, _ in places):
-            reason = "no recorded run uses it"
+        if reason is None:
+            reason = _unfit(places, tensors, unused)
+            if reason is not None:
+                algebra.freeze(leaf, reason)
         infos.append(AxisInfo(len(infos), leaf.size, kinds.of(leaf, places), places, reason, where, False, leaf))
     by_axis = {info.axis: info for info in infos}
     _select(parameter_axes, traces, by_axis, prefer)
@@ -257,6 +260,17 @@ def analyse_traces(
         notes.append(f"operator {node.name} at {node.where} is not followed; what it touches is frozen")
     solver = CountSolver(scope, equalities, candidates)
     return Analysis(traces, scope, parameter_axes, infos, solver, notes, args, kwargs, by_axis)
+
+
+def _unfit(places: list[tuple[str, int]], tensors: Mapping[str, Value], unused: set[str]) -> str | None:
+    """Why an axis that no rule froze should stay all the same."""
+    if all(name in unused for name, _ in places):
+        return "no recorded run uses it"
+    if any(not tensors[name].is_floating for name, _ in places):
+        return "a buffer of numbers has it"
+    if len({name for name, _ in places if tensors[name].kind == "parameter"}) < 2:
+        return "no other parameter shares it"
+    return None
 
 
 def _freeze_literals(scope: Scope) -> None:

@@ -139,6 +139,26 @@ class _Tagging(TorchFunctionMode):
         )
 
 
+#: Operators whose result has the shape and dtype of the first argument. On the meta device torch works this out
+#: in Python for some of them, which takes longer than everything else here together.
+_LIKE_FIRST = frozenset(
+    {"batch_norm", "layer_norm", "group_norm", "instance_norm", "rms_norm", "dropout", "relu", "gelu", "silu", "mish",
+     "sigmoid", "tanh", "hardswish", "hardsigmoid", "hardtanh", "relu6", "leaky_relu", "elu"}
+)  # fmt: skip
+
+
+def _shape_only(func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
+    """Result on the meta device where it follows from the first argument alone; None otherwise."""
+    if kwargs or not args or not isinstance(args[0], torch.Tensor) or not args[0].is_meta:
+        return None
+    name = func._schema.name[6:]
+    if not args[0].is_floating_point() or func.namespace != "aten":
+        return None
+    if name in _LIKE_FIRST:
+        return torch.empty_like(args[0])
+    return args[0] if name.endswith("_") and name[:-1] in _LIKE_FIRST else None
+
+
 class _Recorder(TorchDispatchMode):
     """Writes down every operator that reaches the dispatcher."""
 
@@ -151,7 +171,9 @@ class _Recorder(TorchDispatchMode):
         recording = self.recording
         own_args = tuple(self._record_argument(argument) for argument in args)
         own_kwargs = {key: self._record_argument(argument) for key, argument in kwargs.items()}
-        result = func(*args, **kwargs)
+        result = _shape_only(func, args, kwargs)
+        if result is None:
+            result = func(*args, **kwargs)
         if isinstance(result, torch.Tensor):
             tensors, spec = [result], "one"
         elif isinstance(result, tuple | list):

@@ -34,27 +34,28 @@ def axis_scores(
         tensors: Parameter values by name.
         criterion: Scores the indices of one dimension of one weight.
     """
-    scores: dict[Axis, torch.Tensor] = {}
-    cached: dict[tuple[str, int], torch.Tensor] = {}
-    for info in infos:
-        total = torch.zeros(info.size, dtype=torch.float64)
-        used = 0
-        for name, dim in info.parameter_dims:
-            tensor = tensors.get(name)
-            if tensor is None or tensor.dim() < 2 or not tensor.is_floating_point():
+    wanted = {info.axis: info for info in infos}
+    total = {info.axis: torch.zeros(info.size, dtype=torch.float64) for info in infos}
+    used = dict.fromkeys(total, 0)
+    places = dict.fromkeys(place for info in infos for place in info.parameter_dims)
+    for name, dim in places:
+        tensor = tensors.get(name)
+        if tensor is None or tensor.dim() < 2 or not tensor.is_floating_point():
+            continue
+        own = criterion(tensor.detach(), dim).double().cpu()
+        for leaf, index in analysis.positions(name, dim).items():
+            if leaf not in wanted:
                 continue
-            key = (name, dim)
-            if key not in cached:
-                cached[key] = criterion(tensor.detach(), dim).double().cpu()
-            index = analysis.positions(name, dim)[info.axis]
-            here = index >= 0
-            summed = torch.zeros(info.size, dtype=torch.float64).index_add_(0, index[here], cached[key][here])
-            mean = summed.mean()
+            summed = own
+            if index.numel() != leaf.size:
+                # several positions an index (the other factors of a product), or only some of the positions
+                here = index >= 0
+                summed = torch.zeros(leaf.size, dtype=torch.float64).index_add_(0, index[here], own[here])
+            mean = float(summed.mean())
             if mean > 0:
-                total += summed / mean
-                used += 1
-        scores[info.axis] = total / max(used, 1)
-    return scores
+                total[leaf].add_(summed, alpha=1 / mean)
+                used[leaf] += 1
+    return {leaf: scores / max(used[leaf], 1) for leaf, scores in total.items()}
 
 
 def ratio_of(info: AxisInfo, ratio: float, by_name: Mapping[str, float]) -> float:

@@ -1,0 +1,91 @@
+"""A readable dump of an analysis: what ``dwindle inspect`` prints."""
+
+from __future__ import annotations
+
+from typing import Any
+
+from dwindle.graph.analysis import Analysis, AxisInfo
+from dwindle.graph.axes import CONCATENATION, LEAF, Axis
+
+_TRIVIAL = ("kernel", "spatial")
+
+
+def structure(analysis: Analysis, axis: Axis) -> str:
+    """Return the make-up of an axis, such as ``"4 heads x 8 head_width"`` or ``"64 channels + 64 channels"``."""
+    axis = axis.find()
+    if axis.kind == LEAF:
+        info = analysis.by_axis.get(axis)
+        return f"{axis.size} {info.kind}" if info is not None else str(axis.size)
+    sign = " + " if axis.kind == CONCATENATION else " x "
+    parts = [structure(analysis, part) for part in axis.parts]
+    return sign.join(f"({part})" if sign == " x " and " + " in part else part for part in parts)
+
+
+def to_json(analysis: Analysis) -> dict[str, Any]:
+    """Return the whole analysis as JSON-ready data.
+
+    Keys: ``axes`` (id, size, kind, prunable, reason, line, parameters), ``parameters`` (for each, the make-up of
+    every dimension), ``prunable_share``, ``operators`` (number of recorded calls), ``unknown_operators``, ``notes``.
+    """
+    return {
+        "axes": [_axis_json(info) for info in analysis.axes if info.frozen_reason not in _TRIVIAL],
+        "parameters": {
+            name: [structure(analysis, axis) for axis in axes]
+            for name, axes in analysis.parameter_axes.items()
+            if axes
+        },
+        "prunable_share": analysis.prunable_share(),
+        "operators": len(analysis.trace.nodes),
+        "unknown_operators": sorted({f"{node.name} at {node.where}" for node in analysis.scope.unknown}),
+        "constraints": [f"{constraint} ({constraint.where})" for constraint in analysis.solver.constraints],
+        "notes": list(analysis.notes),
+    }
+
+
+def _axis_json(info: AxisInfo) -> dict[str, Any]:
+    return {
+        "id": info.id,
+        "size": info.size,
+        "kind": info.kind,
+        "prunable": info.selected,
+        "reason": info.frozen_reason if not info.selected else None,
+        "line": info.source_line if not info.selected else None,
+        "parameters": [f"{name}[{dim}]" for name, dim in info.parameter_dims],
+    }
+
+
+def describe(analysis: Analysis, *, parameters: bool = True) -> str:
+    """Return the analysis as text: prunable axes, then frozen ones with their reasons, then the parameters.
+
+    Args:
+        analysis: What to print.
+        parameters: Whether to list the make-up of every parameter's dimensions.
+    """
+    lines = [
+        f"{len(analysis.trace.nodes)} operators; {analysis.prunable_share():.1%} of the parameters lie on axes that may shrink",
+        "",
+        "axes that may shrink",
+    ]
+    shown = [info for info in analysis.axes if info.frozen_reason not in _TRIVIAL]
+    for info in [info for info in shown if info.selected]:
+        lines.append(f"  #{info.id:<4} {info.size:>6} {info.kind:<13} {_places(info)}")
+    lines += ["", "axes that stay"]
+    for info in [info for info in shown if not info.selected]:
+        reason = info.frozen_reason or f"fewer than {4 if info.kind != 'heads' else 2} indices"
+        where = f" ({info.source_line})" if info.source_line else ""
+        lines.append(f"  #{info.id:<4} {info.size:>6} {info.kind:<13} {_places(info)}: {reason}{where}")
+    if parameters:
+        lines += ["", "parameters"]
+        for name, axes in analysis.parameter_axes.items():
+            if axes and any(axis.size > 1 for axis in axes):
+                lines.append(f"  {name}: " + "; ".join(structure(analysis, axis) for axis in axes))
+    if analysis.solver.constraints:
+        lines += ["", "sizes that must agree"]
+        lines += [f"  {constraint} ({constraint.where})" for constraint in analysis.solver.constraints[:40]]
+    lines += [f"note: {note}" for note in analysis.notes]
+    return "\n".join(lines)
+
+
+def _places(info: AxisInfo) -> str:
+    names = [f"{name}[{dim}]" for name, dim in info.parameter_dims]
+    return ", ".join(names[:4]) + (f", and {len(names) - 4} more" if len(names) > 4 else "")
