@@ -6,6 +6,8 @@ import pytest
 import torch
 from torch import nn
 
+from dwindle import simulate
+from dwindle.config import Target
 from dwindle.config.errors import ConfigError, DwindleError, RealizeError
 from dwindle.distillation import Distiller
 from dwindle.training import CompressionRun, compress, fit, register_realizer
@@ -176,6 +178,81 @@ def test_fit_trains_compressors_and_resumes(tmp_path):
     assert float(whole_scaler.scale) != 2.0
     for name, tensor in whole.state_dict().items():
         assert torch.equal(tensor, parts.state_dict()[name]), name
+
+
+class Masker:
+    """A compressor that masks half of a weight and leaves taking off to the run."""
+
+    def __init__(self, model: nn.Module):
+        self.model = model
+
+    def compress(self) -> None:
+        mask = torch.ones(5, 4)
+        mask[::2] = 0
+        simulate.attach_mask(self.model, Target("0", "weight"), mask)
+
+    def step(self) -> None:
+        pass
+
+    def loss(self) -> float:
+        return 0.0
+
+    def parameters(self):
+        return iter(())
+
+    def state_dict(self) -> dict:
+        return {}
+
+    def load_state_dict(self, state: dict) -> None:
+        pass
+
+
+def test_masks_are_on_inside_the_block_and_their_zeros_stay(monkeypatch):
+    model = make()
+    weight = model[0].weight
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    masker = Masker(model)
+    with compress(model, [masker]) as run:
+        assert int((model[0].weight == 0).sum()) == 12
+        model(torch.randn(8, 4)).sum().backward()
+        optimizer.step()
+        run.step()
+    assert model[0].weight is weight
+    assert int((weight == 0).sum()) == 12
+    assert type(model[0]) is nn.Linear
+    assert list(model.state_dict()) == list(make().state_dict())
+    given = {}
+    monkeypatch.setattr(run_module, "_realizer", lambda model, **options: given.update(options))
+    run.realize(example_inputs=(torch.randn(1, 4),))
+    assert int(given["masks"]["0"]["weight"].sum()) == 8
+
+
+def test_an_exception_takes_new_masks_off_and_leaves_old_ones_on():
+    model = make()
+    simulate.attach_mask(model, Target("2", "weight"), torch.eye(3, 5))
+    before = {name: tensor.clone() for name, tensor in model.state_dict().items()}
+
+    def change_masks() -> None:
+        with compress(model, [Masker(model)]):
+            simulate.set_mask(model, Target("2", "weight"), torch.ones(3, 5))
+            simulate.detach(model, keep_values=True)
+            raise RuntimeError("stop")
+
+    with pytest.raises(RuntimeError, match="stop"):
+        change_masks()
+    assert list(simulate.get_masks(model)) == [Target("2", "weight")]
+    after = model.state_dict()
+    assert list(after) == list(before)
+    assert all(torch.equal(after[name], before[name]) for name in before)
+
+
+def test_masks_of_nobody_in_the_run_are_left_alone():
+    model = make()
+    simulate.attach_mask(model, Target("2", "weight"), torch.eye(3, 5))
+    distiller = Distiller(model, teacher=make())
+    fit(model, [(torch.randn(8, 4), torch.arange(8) % 3)], torch.optim.SGD(model.parameters(), lr=0.1),
+        epochs=1, compressors=[distiller])  # fmt: skip
+    assert list(simulate.get_masks(model)) == [Target("2", "weight")]
 
 
 def test_what_is_no_compressor_is_refused_by_name():

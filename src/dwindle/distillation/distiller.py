@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
+from dwindle.config import resolve
 from dwindle.config.errors import ConfigError, DwindleError, did_you_mean
 from dwindle.distillation.losses import FEATURE_LOSSES, class_dimension, divergence, feature_loss
 from dwindle.distillation.recording import CallRecorder, TargetRecorder
@@ -229,8 +230,6 @@ def resolve_links(
     Raises:
         ConfigError: An entry is not valid, or a linked module does not exist in the teacher.
     """
-    from dwindle.config import resolve
-
     teacher_names = dict(teacher.named_modules())
     links = []
     for target, setting in resolve(model, config_list, "distillation").items():
@@ -247,7 +246,7 @@ def resolve_links(
             raise ConfigError(
                 f"{target.path}: apply_method {method!r} is not one of {', '.join(FEATURE_LOSSES)}"
             )
-        weight = getattr(setting, "lambda_", None)
+        weight = setting.lambda_
         links.append(
             FeatureLink(target.module, target.name, names, 1.0 if weight is None else float(weight), method)
         )

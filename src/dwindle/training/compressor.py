@@ -14,7 +14,7 @@ from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError
 
-__all__ = ["Compressor", "attach_compressor", "check_compressor", "detach_compressor"]
+__all__ = ["Compressor", "attach_compressor", "can_detach", "check_compressor", "detach_compressor"]
 
 
 @runtime_checkable
@@ -66,6 +66,11 @@ def attach_compressor(compressor: Compressor) -> None:
     )
     if start is not None:
         start()
+
+
+def can_detach(compressor: Compressor) -> bool:
+    """Whether the compressor takes its own hooks and simulators off."""
+    return callable(getattr(compressor, "detach", None))
 
 
 def detach_compressor(compressor: Compressor) -> None:

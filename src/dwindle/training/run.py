@@ -16,10 +16,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dwindle import simulate
 from dwindle.config.errors import ConfigError, DwindleError, RealizeError
 from dwindle.training.compressor import (
     Compressor,
     attach_compressor,
+    can_detach,
     check_compressor,
     detach_compressor,
 )
@@ -130,14 +132,15 @@ class CompressionRun:
                 snapshot.restore()
 
     def _take_off(self, compressors: Sequence[Compressor], *, keep_values: bool) -> None:
-        """Detach in reverse order; simulators that a compressor left are taken off at the end."""
+        """Detach in reverse order; simulators of a compressor that cannot detach itself go at the end."""
         first_error: BaseException | None = None
         for compressor in reversed(compressors):
             try:
                 detach_compressor(compressor)
             except Exception as error:
                 first_error = first_error or error
-        _detach_simulators(self.model, keep_values=keep_values)
+        if not all(can_detach(compressor) for compressor in compressors):
+            simulate.detach(self.model, keep_values=keep_values)
         # While an exception is already under way (keep_values is False) that one is the news, not this.
         if first_error is not None and keep_values:
             raise first_error
@@ -236,43 +239,42 @@ class CompressionRun:
 
 def _masks_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     """Copies of the masks that stand on the model, by module and target."""
-    from dwindle import simulate
-
-    nested = simulate.masks_as_nested(model)
     return {
         module: {target: mask.detach().clone() for target, mask in masks.items()}
-        for module, masks in nested.items()
+        for module, masks in simulate.masks_as_nested(model).items()
     }
 
 
-def _detach_simulators(model: nn.Module, *, keep_values: bool) -> None:
-    """Take every simulator off the model; a model without one is left alone."""
-    from dwindle import simulate
-
-    simulate.detach(model, keep_values=keep_values)
-
-
 class _Snapshot:
-    """The parameters, buffers and training flags of a model, to be put back after an exception."""
+    """Parameters, buffers, flags and simulators of a model, to be put back after an exception."""
 
     def __init__(self, model: nn.Module, *, values: bool):
+        self._model = model
         self._flags = [(module, module.training) for module in model.modules()]
         self._values: list[tuple[Tensor, Tensor]] = []
+        self._gradients: list[tuple[nn.Parameter, bool]] = []
         if values:
             tensors = [*model.parameters(), *model.buffers()]
             self._values = [(tensor, tensor.detach().clone()) for tensor in tensors]
-            self._gradients = [(p, p.requires_grad) for p in model.parameters()]
-        else:
-            self._gradients = []
+            self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
+        self._simulators = [
+            (target, stage, simulator, {key: value.clone() for key, value in simulator.state_dict().items()})
+            for target, stack in simulate.simulated_targets(model).items()
+            for stage, simulator in stack.named_children()
+        ]
 
     def restore(self) -> None:
         """Put everything back in place, so that every tensor keeps its identity."""
+        simulate.detach(self._model, keep_values=False)
         with torch.no_grad():
             for tensor, saved in self._values:
                 if tensor.shape == saved.shape:
                     tensor.copy_(saved)
                 else:
                     tensor.data = saved
+        for target, stage, simulator, state in self._simulators:
+            simulator.load_state_dict(state)
+            simulate.register_simulator(self._model, target, simulator, stage)
         for parameter, requires_grad in self._gradients:
             parameter.requires_grad_(requires_grad)
         for module, training in self._flags:
