@@ -4,8 +4,9 @@ The history of a model stands in :mod:`dwindle.config.history`, errors in :mod:`
 """
 
 from dwindle.config.granularity import Granularity
+from dwindle.config.resolution import excluded_modules, resolve
 from dwindle.config.schema import Align, DistillationSetting, PruningSetting, QuantizationSetting
-from dwindle.config.selection import excluded_modules, resolve
+from dwindle.config.target_rules import aligned_mask
 from dwindle.config.targets import Target
 
 __all__ = [
@@ -15,6 +16,7 @@ __all__ = [
     "PruningSetting",
     "QuantizationSetting",
     "Target",
+    "aligned_mask",
     "excluded_modules",
     "resolve",
 ]

@@ -26,7 +26,7 @@ import torch
 from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError, did_you_mean
-from dwindle.config.targets import Target
+from dwindle.config.targets import Target, tensor_of
 
 GranularityValue = str | tuple[Any, ...] | list[Any] | None
 
@@ -83,8 +83,11 @@ def _kernel(value: Sequence[Any]) -> tuple[tuple[int, ...], str, int]:
     return tuple(sizes), side, filler
 
 
-def _names(module_type: type | None) -> set[str]:
-    return {base.__name__ for base in module_type.__mro__} if module_type is not None else set()
+def _names(module_type: type | nn.Module | None) -> set[str]:
+    if module_type is None:
+        return set()
+    cls = module_type if isinstance(module_type, type) else type(module_type)
+    return {base.__name__ for base in cls.__mro__}
 
 
 def weight_axes(module_type: type | None, dimensions: int) -> tuple[int, int]:
@@ -199,8 +202,8 @@ class Granularity:
         default: GranularityValue = "out_channel",
     ) -> Granularity:
         """Read a granularity for a target of a real module, which also tells groups and dimensions."""
-        parameter = getattr(module, target.name, None) if target.is_parameter else None
-        dimensions = parameter.dim() if isinstance(parameter, Tensor) else 2
+        parameter = tensor_of(module, target.name) if target.is_parameter else None
+        dimensions = 2 if parameter is None else parameter.dim()
         groups = getattr(module, "groups", 1) if "_ConvNd" in _names(type(module)) else 1
         return cls.parse(
             value,

@@ -36,6 +36,8 @@ _ARGUMENTS = {
     "prune_iterations": "lottery ticket pruner",
 }
 
+_RATIO_KEYS = ("sparsity", "sparsity_per_layer", "total_sparsity", "sparse_ratio")
+
 #: What ``op_types: ["default"]`` meant.
 _DEFAULT_TYPES = (
     "Conv1d",
@@ -61,7 +63,7 @@ def is_legacy(config_list: Sequence[Mapping[str, Any]]) -> bool:
 
 def translate(
     config_list: Sequence[Mapping[str, Any]], kind: str, *, quiet: bool = False
-) -> list[dict[str, Any]]:
+) -> list[tuple[int, dict[str, Any]]]:
     """Return a 2.x list in the modern form; a warning shows it.
 
     Args:
@@ -69,10 +71,13 @@ def translate(
         kind: ``pruning``, ``quantization`` or ``distillation``.
         quiet: Do not warn.
 
+    Returns:
+        Pairs of an entry's place in ``config_list`` and the modern entry.
+
     Raises:
         ConfigError: A key has a value that 2.x did not know either, or belongs to another kind.
     """
-    modern: list[dict[str, Any]] = []
+    modern: list[tuple[int, dict[str, Any]]] = []
     exclusions: dict[str, list[str]] = {}
     notes: list[str] = []
     for index in range(len(config_list) - 1, -1, -1):
@@ -83,17 +88,20 @@ def translate(
                 del entry[key]
         _select(entry)
         if entry.pop("exclude", False):
+            if not any(entry.get(key) for key in ("op_types", "op_names", "op_names_re")):
+                raise ConfigError(f"config_list[{index}]: key 'exclude' needs op_types or op_names beside it")
             _collect_exclusion(entry, exclusions)
             continue
         for key, names in exclusions.items():
             entry[key] = [*entry.get(key, []), *names]
         translated = _quantization(entry, index) if kind == "quantization" else _pruning(entry, index)
-        modern[len(modern) :] = translated
+        modern.extend((index, item) for item in translated)
     if not modern:
         raise ConfigError("config_list only excludes: it selects nothing")
     if not quiet:
         note = "; ".join(["", *notes]) if notes else ""
-        warnings.warn(f"config_list has the form of NNI 2.x; the modern form is {modern}{note}", stacklevel=4)
+        shown = [item for _, item in modern]
+        warnings.warn(f"config_list has the form of NNI 2.x; the modern form is {shown}{note}", stacklevel=4)
     return modern
 
 
@@ -120,6 +128,9 @@ def _pruning(entry: dict[str, Any], index: int) -> list[dict[str, Any]]:
     for key in ("quant_types", "quant_bits"):
         if key in entry:
             raise ConfigError(f"config_list[{index}]: key {key!r} belongs to quantization")
+    ratios = [key for key in _RATIO_KEYS if key in entry]
+    if len(ratios) > 1:
+        raise ConfigError(f"config_list[{index}]: keys {', '.join(map(repr, ratios))}: give one of them")
     total = entry.pop("total_sparsity", None)
     for key in ("sparsity_per_layer", "sparsity"):
         if key in entry:
@@ -172,6 +183,7 @@ def _quant_setting(name: str, bits: Any, dtypes: Any, schemes: Any, where: str) 
     if dtype not in ("int", "uint"):
         raise ConfigError(f"{where}: key 'quant_dtype': {dtype!r} is not 'int' or 'uint'")
     setting = {"quant_dtype": f"{dtype}{8 if own_bits is None else own_bits}"}
+    explicit = scheme is not None
     scheme = scheme or ("per_tensor_symmetric" if weight else "per_tensor_affine")
     match = re.fullmatch(r"per_(tensor|channel)_(affine|symmetric)", str(scheme))
     if not match:
@@ -185,4 +197,6 @@ def _quant_setting(name: str, bits: Any, dtypes: Any, schemes: Any, where: str) 
     setting["quant_scheme"] = match[2]
     if match[1] == "channel":
         setting["granularity"] = "out_channel" if weight else "per_channel"
+    elif explicit:
+        setting["granularity"] = "per_tensor"
     return setting

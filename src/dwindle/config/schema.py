@@ -241,4 +241,9 @@ def _describe(error: ValidationError) -> str:
         return message
     given = repr(first.get("input"))
     shown = given if len(given) <= 60 else given[:57] + "..."
-    return f"key {place[0]!r}: {message} (got {shown})"
+    if first["type"] == "extra_forbidden":  # only inside align; keys of a setting are checked before
+        return f"key {place[0]!r}: {place[-1]!r} is not known{did_you_mean(place[-1], Align.model_fields)}"
+    hint = ""
+    if first["type"] == "literal_error" and isinstance(first.get("input"), str):
+        hint = did_you_mean(first["input"], re.findall(r"'([^']*)'", str(first["ctx"]["expected"])))
+    return f"key {place[0]!r}: {message} (got {shown}){hint}"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 from dataclasses import dataclass
 
-from torch import nn
+from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
 INPUT_PREFIX = "_input_"
@@ -104,6 +104,15 @@ def parameter_names(module: nn.Module) -> list[str]:
     hidden = list(module.parametrizations)  # type: ignore[arg-type]
     # the order is lost when parametrization takes names away; weights stand before biases as in torch
     return sorted({*names, *hidden}, key=lambda name: ("bias" in name, name))
+
+
+def tensor_of(module: nn.Module, name: str) -> Tensor | None:
+    """Return a module's own parameter or buffer as it is stored, without running parametrizations on it."""
+    if parametrize.is_parametrized(module, name):
+        original = module.parametrizations[name]._parameters.get("original")  # type: ignore[index,union-attr]
+        return original if original is not None else getattr(module, name)
+    value = module._parameters.get(name)
+    return value if value is not None else module._buffers.get(name)
 
 
 def buffer_names(module: nn.Module) -> list[str]:
