@@ -1,1 +1,28 @@
-"""."""
+"""Simulators on a model's parameters, inputs and outputs: attach, change, read, switch off, take off."""
+
+from dwindle.simulate.attaching import (
+    detach,
+    disabled,
+    plain_state_dict,
+    register_simulator,
+    simulated_targets,
+    simulator_of,
+)
+from dwindle.simulate.masks import attach_mask, get_masks, masks_as_nested, set_mask
+from dwindle.simulate.simulators import RESERVED, STAGES, MaskSimulator
+
+__all__ = [
+    "RESERVED",
+    "STAGES",
+    "MaskSimulator",
+    "attach_mask",
+    "detach",
+    "disabled",
+    "get_masks",
+    "masks_as_nested",
+    "plain_state_dict",
+    "register_simulator",
+    "set_mask",
+    "simulated_targets",
+    "simulator_of",
+]
