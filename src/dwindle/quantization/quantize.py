@@ -109,7 +109,9 @@ def quantize(
     overrides = overrides_from_config(model, config_list)
     simulated = copy.deepcopy(model).eval()
     batches = calibration_batches(simulated, calibration_data, adapt, max_batches)
-    example = None if example_inputs is None else forward_inputs(simulated, example_inputs, lambda batch: batch)
+    example = (
+        None if example_inputs is None else forward_inputs(simulated, example_inputs, lambda batch: batch)
+    )
     kept: list[Inputs] = []
     if example is None:
         example = next(batches)
@@ -133,7 +135,9 @@ def quantize(
     if bias_correction:
         correct_biases(simulated, simulation, parameters, kept)
     attach(simulated, simulation, parameters)
-    record_history(simulated, {"preset": preset, "backend": table.name, **summarize(placement)}, plan_of(simulated))
+    record_history(
+        simulated, {"preset": preset, "backend": table.name, **summarize(placement)}, plan_of(simulated)
+    )
     return simulated
 
 

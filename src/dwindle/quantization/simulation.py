@@ -160,7 +160,9 @@ class SimulationMode(PlacedMode):
             return _placeholder("Bias", value, {"call": repr(tuple(key))})
         if self.simulation.captured is not None:
             self.simulation.captured[key, "bias"] = value.detach().clone()
-        scale = self.weight_scale[slot.start : slot.start + slot.length] * self.scale[slot.place.input_quantizer]
+        scale = (
+            self.weight_scale[slot.start : slot.start + slot.length] * self.scale[slot.place.input_quantizer]
+        )
         return round_bias(value, scale)
 
 
