@@ -80,7 +80,7 @@ def test_schedules_move_with_steps():
     with compress(model, [distiller]) as run:
         for temperature in (4.0, 2.5, 1.0):
             outputs = model(x)
-            assert float(run.loss()) == pytest.approx(
+            assert float(run.loss().detach()) == pytest.approx(
                 float(divergence(outputs.detach(), target, temperature)), rel=1e-6
             )
             run.step()
@@ -272,6 +272,43 @@ def test_misuse_is_explained():
         model(torch.randn(2, 1, 8, 8))
         with pytest.raises(ConfigError, match=r"\(2, 5\) and \(2, 7\)"):
             run.loss()
+
+
+def test_config_list_gives_links_in_the_order_of_the_model():
+    model, teacher = pair()
+    distiller = Distiller(
+        model,
+        [
+            {
+                "op_names": ["stages.1", "stages.0"],
+                "lambda": 0.5,
+                "apply_method": "kl",
+                "target_names": ["_output_"],
+            },
+            {"op_names": ["stem"], "link": ["stem", "stages.0"], "target_names": ["_output_0"]},
+        ],
+        teacher=teacher,
+    )
+    assert distiller.links == (
+        FeatureLink("stem", "_output_0", ("stem", "stages.0"), 1.0, "mse"),
+        FeatureLink("stages.0", "_output_0", ("stages.0",), 0.5, "kl"),
+        FeatureLink("stages.1", "_output_0", ("stages.1",), 0.5, "kl"),
+    )
+    with compress(model, [distiller]) as run:
+        model(torch.randn(2, 1, 8, 8))
+        run.loss().backward()
+    assert model.stem.weight.grad is not None
+
+
+def test_config_list_errors_name_the_place():
+    model, teacher = pair()
+    entry = {"op_names": ["stages.0"], "target_names": ["_output_0"]}
+    with pytest.raises(ConfigError, match=r"no module 'stagse\.1'; did you mean 'stages\.1'"):
+        Distiller(model, [{**entry, "link": "stagse.1"}], teacher=teacher)
+    with pytest.raises(ConfigError, match="'cosine' is not one of mse, kl"):
+        Distiller(model, [{**entry, "apply_method": "cosine"}], teacher=teacher)
+    with pytest.raises(ConfigError, match="lamda"):
+        Distiller(model, [{**entry, "lamda": 2.0}], teacher=teacher)
 
 
 def test_other_feature_shapes_are_named():

@@ -11,6 +11,8 @@ from dwindle.config.errors import ConfigError, DwindleError, FileFormatError
 from dwindle.training import TrainingOptions, accuracy, fit
 from dwindle.zoo import BatchLoader, random_shift, residual_network
 
+pytestmark = pytest.mark.filterwarnings("ignore:training without oneDNN")
+
 IMAGES = torch.randn(48, 1, 8, 8, generator=torch.Generator().manual_seed(1))
 LABELS = torch.arange(48) % 3
 
@@ -57,7 +59,6 @@ def killed_after(epochs: int):
     return evaluate
 
 
-@pytest.mark.filterwarnings("ignore:training without oneDNN")
 @pytest.mark.parametrize("loader", [own_loader, torch_loader, global_loader])
 @pytest.mark.parametrize(("kind", "channels_last"), [("sgd", False), ("adam", True)])
 def test_a_killed_run_resumes_bit_by_bit(tmp_path, loader, kind, channels_last):

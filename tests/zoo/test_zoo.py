@@ -147,6 +147,9 @@ def test_photographs_of_the_two_parts_are_others():
     split = [index for index, part in enumerate(zoo.PHOTOGRAPHS.values()) if part == "agreement"]
     expected = together.view(-1, 2, 3, 32, 32)[split].flatten(0, 1)
     assert torch.equal(agreement, expected)
+    sets = zoo.photograph_sets(crops=2, size=32)
+    assert torch.equal(sets["test"], agreement)
+    assert torch.equal(sets["calibration"], calibration)
     assert float(together.abs().max()) <= 1.0
     grey = zoo.read_photograph("camera")
     assert torch.equal(grey[0], grey[2])

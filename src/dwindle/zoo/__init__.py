@@ -9,7 +9,14 @@ from dwindle.zoo.datasets import (
     random_flip,
     random_shift,
 )
-from dwindle.zoo.photographs import IMAGENET_MEAN, IMAGENET_STD, PHOTOGRAPHS, photographs, read_photograph
+from dwindle.zoo.photographs import (
+    IMAGENET_MEAN,
+    IMAGENET_STD,
+    PHOTOGRAPHS,
+    photograph_sets,
+    photographs,
+    read_photograph,
+)
 from dwindle.zoo.pretrained import (
     efficientnet_lite0,
     efficientnet_lite0_timm,
@@ -39,6 +46,7 @@ __all__ = [
     "efficientnet_lite0_weights",
     "fashion_mnist",
     "fashion_resnet",
+    "photograph_sets",
     "photographs",
     "random_flip",
     "random_shift",

@@ -15,7 +15,14 @@ from torch import Tensor
 
 from dwindle.zoo.datasets import import_or_explain
 
-__all__ = ["IMAGENET_MEAN", "IMAGENET_STD", "PHOTOGRAPHS", "photographs", "read_photograph"]
+__all__ = [
+    "IMAGENET_MEAN",
+    "IMAGENET_STD",
+    "PHOTOGRAPHS",
+    "photograph_sets",
+    "photographs",
+    "read_photograph",
+]
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -122,6 +129,26 @@ def photographs(
     shape = (1, 3, 1, 1)
     images = torch.stack(cut)
     return (images - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+
+
+def photograph_sets(
+    crops: int = 8,
+    size: int = 224,
+    mean: Sequence[float] = (0.5, 0.5, 0.5),
+    std: Sequence[float] = (0.5, 0.5, 0.5),
+) -> dict[str, Tensor]:
+    """Both parts of :func:`photographs`, for recipes: ``calibration``, and ``test`` to compare models on.
+
+    Args:
+        crops: Crops of each photograph.
+        size: Height and width of a crop in pixels.
+        mean: Mean of the channels, for values between 0 and 1.
+        std: Standard deviation of the channels.
+    """
+    return {
+        "calibration": photographs("calibration", crops=crops, size=size, mean=mean, std=std),
+        "test": photographs("agreement", crops=crops, size=size, mean=mean, std=std),
+    }
 
 
 def _resize(picture: Tensor, height: int, width: int) -> Tensor:
