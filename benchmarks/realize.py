@@ -37,6 +37,7 @@ TIME_LIMIT, MEMORY_LIMIT = 600, 14 * 2**30
 def one_model(name: str, rounds: int) -> dict:
     """Run both tools on one model, alternating."""
     import torch
+
     from support import torchvision_shim
 
     torchvision_shim.install()
@@ -84,7 +85,9 @@ def torch_pruning(model, x) -> tuple[float, int]:
 
     linear = [module for module in model.modules() if isinstance(module, torch.nn.Linear | torch.nn.Conv2d)]
     heads = {
-        module: module.num_heads for module in model.modules() if isinstance(module, torch.nn.MultiheadAttention)
+        module: module.num_heads
+        for module in model.modules()
+        if isinstance(module, torch.nn.MultiheadAttention)
     }
     started = time.perf_counter()
     pruner = torch_pruning.pruner.MagnitudePruner(
@@ -111,7 +114,10 @@ def run(name: str, rounds: int) -> dict:
     except subprocess.TimeoutExpired:
         return {"model": name, "failure": f"over {TIME_LIMIT} s"}
     except (IndexError, json.JSONDecodeError):
-        return {"model": name, "failure": done.stderr.strip().splitlines()[-1][:200] if done.stderr else "killed"}
+        return {
+            "model": name,
+            "failure": done.stderr.strip().splitlines()[-1][:200] if done.stderr else "killed",
+        }
 
 
 def summary(rows: list[dict]) -> dict:
@@ -123,7 +129,9 @@ def summary(rows: list[dict]) -> dict:
     return {
         "models": len(rows),
         "both": len(both),
-        "median_ratio_analyse_and_shrink": statistics.median(a / b for a, b in zip(work, theirs, strict=True)),
+        "median_ratio_analyse_and_shrink": statistics.median(
+            a / b for a, b in zip(work, theirs, strict=True)
+        ),
         "ratio_of_sums_with_capture": sum(whole) / sum(theirs),
         "sum_seconds": sum(whole),
         "torch_pruning_sum_seconds": sum(theirs),
@@ -132,7 +140,10 @@ def summary(rows: list[dict]) -> dict:
 
 def table(rows: list[dict]) -> str:
     """Markdown table of the rows."""
-    lines = ["| model | capture | analyse | shrink | prove | difference | left | Torch-Pruning | its left |", "|---|" + "---:|" * 8]
+    lines = [
+        "| model | capture | analyse | shrink | prove | difference | left | Torch-Pruning | its left |",
+        "|---|" + "---:|" * 8,
+    ]
     for row in rows:
         if "failure" in row:
             lines.append(f"| {row['model']} | {row['failure']} |||||||")
@@ -142,14 +153,20 @@ def table(rows: list[dict]) -> str:
         lines.append(
             f"| {row['model']} | {s['capture']:.3f} | {s['analyse']:.3f} | {s['shrink']:.3f} | {s.get('prove', 0):.2f} "
             f"| {row['max_difference']:.1e} | {row['parameters_left']:.3f} "
-            + (f"| {peer:.3f} | {row['torch_pruning_parameters_left']:.3f} |" if peer else f"| {row['torch_pruning_failure'] or ''} | |")
+            + (
+                f"| {peer:.3f} | {row['torch_pruning_parameters_left']:.3f} |"
+                if peer
+                else f"| {row['torch_pruning_failure'] or ''} | |"
+            )
         )
     return "\n".join(lines)
 
 
 def main() -> None:
     """Run the benchmark and print the table and the ratios."""
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
     parser.add_argument("--models", nargs="*", default=MODELS)
     parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--output", type=Path)

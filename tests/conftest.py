@@ -11,6 +11,7 @@ sys.path.insert(0, str(Path(__file__).parent))
 
 import pytest
 import torch
+
 from support import torchvision_shim
 
 torchvision_shim.install()

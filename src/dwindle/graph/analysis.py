@@ -168,7 +168,9 @@ def analyse(
     """
     args, kwargs = tuple(args), dict(kwargs or {})
     traces, used_args, used_kwargs = capture(model, args, kwargs, training=training)
-    return analyse_traces(traces, used_args, used_kwargs, prefer=prefer, notes=_capture_notes(traces, training))
+    return analyse_traces(
+        traces, used_args, used_kwargs, prefer=prefer, notes=_capture_notes(traces, training)
+    )
 
 
 def capture(
@@ -191,7 +193,9 @@ def capture(
         traces = [evaluation]
         if training:
             try:
-                traces.append(record(model, own_args, own_kwargs, training=True, device=evaluation.executed_on))
+                traces.append(
+                    record(model, own_args, own_kwargs, training=True, device=evaluation.executed_on)
+                )
             except CaptureError:
                 pass
         return traces, tuple(own_args), dict(own_kwargs)
@@ -251,7 +255,9 @@ def analyse_traces(
             reason = _unfit(places, tensors, unused)
             if reason is not None:
                 algebra.freeze(leaf, reason)
-        infos.append(AxisInfo(len(infos), leaf.size, kinds.of(leaf, places), places, reason, where, False, leaf))
+        infos.append(
+            AxisInfo(len(infos), leaf.size, kinds.of(leaf, places), places, reason, where, False, leaf)
+        )
     by_axis = {info.axis: info for info in infos}
     _select(parameter_axes, traces, by_axis, prefer)
     candidates = [info.axis for info in infos if info.selected]
@@ -289,7 +295,11 @@ class _Kinds:
         self.heads = {leaf for axis in scope.heads for leaf in axis.leaves()}
         self.widths = {leaf for axis in scope.head_widths for leaf in axis.leaves()}
         self.normalized = {
-            leaf for mixing in scope.mixings if mixing.node.name.endswith("norm") for axis in mixing.axes for leaf in axis.leaves()
+            leaf
+            for mixing in scope.mixings
+            if mixing.node.name.endswith("norm")
+            for axis in mixing.axes
+            for leaf in axis.leaves()
         }
 
     def of(self, leaf: Axis, places: list[tuple[str, int]]) -> str:
@@ -301,7 +311,11 @@ class _Kinds:
         if leaf in self.normalized:
             return "embedding"
         names = " ".join(name for name, _ in places)
-        return "feed_forward" if len(places) <= 4 and ("fc" in names or "mlp" in names or "intermediate" in names) else "channels"
+        return (
+            "feed_forward"
+            if len(places) <= 4 and ("fc" in names or "mlp" in names or "intermediate" in names)
+            else "channels"
+        )
 
 
 def _select(
@@ -331,7 +345,11 @@ def _select_in(axis: Axis, by_axis: dict[Axis, AxisInfo], prefer: str, seen: set
         return
     free = []
     for factor in algebra.factors(axis):
-        infos = [by_axis[leaf] for leaf in dict.fromkeys(factor.leaves()) if leaf in by_axis and by_axis[leaf].selected]
+        infos = [
+            by_axis[leaf]
+            for leaf in dict.fromkeys(factor.leaves())
+            if leaf in by_axis and by_axis[leaf].selected
+        ]
         if infos:
             free.append(infos)
         _select_in(factor.find(), by_axis, prefer, seen)

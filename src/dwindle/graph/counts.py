@@ -109,7 +109,11 @@ class CountSolver:
     def _key(self, expression: Expression) -> Any:
         if isinstance(expression, Dimension):
             axis = dimension_axis(expression)
-            return ("size", id(axis.find())) if axis is not None else ("size", id(expression.value), expression.dim)
+            return (
+                ("size", id(axis.find()))
+                if axis is not None
+                else ("size", id(expression.value), expression.dim)
+            )
         if isinstance(expression, Attribute | int | float):
             return expression
         return (expression.name, *(self._key(operand) for operand in expression.operands))
@@ -241,11 +245,14 @@ class CountSolver:
             if (first.size - counts[first] + 1) * (second.size - counts[second] + 1) > 200_000:
                 continue
             numbers = every_pair(
-                _steps(counts[first] - 1, first.size, multiple), _steps(counts[second] - 1, second.size, multiple)
+                _steps(counts[first] - 1, first.size, multiple),
+                _steps(counts[second] - 1, second.size, multiple),
             )
             for a, b in numbers:
                 cost = (a - counts[first]) / first.size + (b - counts[second]) / second.size
-                if (best is None or cost < best[0]) and self.holds(constraint, {**counts, first: a, second: b}):
+                if (best is None or cost < best[0]) and self.holds(
+                    constraint, {**counts, first: a, second: b}
+                ):
                     best = (cost, (a, b), (first, second))
         return best
 

@@ -96,7 +96,15 @@ def describe(expression: Expression) -> str:
     if isinstance(expression, Dimension):
         return f"size({expression.dim})"
     if isinstance(expression, Operation):
-        signs = {"add": "+", "sub": "-", "mul": "*", "floordiv": "//", "truediv": "/", "pow": "**", "mod": "%"}
+        signs = {
+            "add": "+",
+            "sub": "-",
+            "mul": "*",
+            "floordiv": "//",
+            "truediv": "/",
+            "pow": "**",
+            "mod": "%",
+        }
         parts = [describe(operand) for operand in expression.operands]
         if expression.name in signs:
             return f"({parts[0]} {signs[expression.name]} {parts[1]})"
@@ -108,7 +116,9 @@ def describe(expression: Expression) -> str:
 on_equal: Callable[[Expression, Expression], None] | None = None
 
 
-def _binary(name: str, function: Callable[[Any, Any], Any], reflected: bool = False) -> Callable[[Any, Any], Any]:
+def _binary(
+    name: str, function: Callable[[Any, Any], Any], reflected: bool = False
+) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, int | float):
             return NotImplemented
@@ -116,7 +126,11 @@ def _binary(name: str, function: Callable[[Any, Any], Any], reflected: bool = Fa
         mine = base(self)
         theirs = float(other) if isinstance(other, float) else int(other)
         result = function(theirs, mine) if reflected else function(mine, theirs)
-        operands = (expression_of(other), expression_of(self)) if reflected else (expression_of(self), expression_of(other))
+        operands = (
+            (expression_of(other), expression_of(self))
+            if reflected
+            else (expression_of(self), expression_of(other))
+        )
         return tag(result, Operation(name, operands))
 
     return method
@@ -151,7 +165,7 @@ class _Arithmetic:
     __rmod__ = _binary("mod", operator.mod, reflected=True)
 
 
-class TaggedInt(_Arithmetic, int):
+class TaggedInt(_Arithmetic, int):  # type: ignore[misc]
     """An ``int`` with an expression. Equal to and usable as the plain integer everywhere."""
 
     expression: Expression
@@ -183,7 +197,7 @@ class TaggedInt(_Arithmetic, int):
         return int(self)
 
 
-class TaggedFloat(_Arithmetic, float):
+class TaggedFloat(_Arithmetic, float):  # type: ignore[misc]
     """A ``float`` with an expression, such as ``head_width ** -0.5``."""
 
     expression: Expression
@@ -207,7 +221,11 @@ class TaggedFloat(_Arithmetic, float):
 def tagged_sqrt(number: Any) -> Any:
     """``math.sqrt`` that keeps the tag; stands in for it while a model is recorded."""
     result = _plain_sqrt(float(number))
-    return tag(result, Operation("sqrt", (expression_of(number),))) if isinstance(number, _Arithmetic) else result
+    return (
+        tag(result, Operation("sqrt", (expression_of(number),)))
+        if isinstance(number, _Arithmetic)
+        else result
+    )
 
 
 _plain_sqrt = math.sqrt

@@ -62,7 +62,8 @@ def describe(analysis: Analysis, *, parameters: bool = True) -> str:
         parameters: Whether to list the make-up of every parameter's dimensions.
     """
     lines = [
-        f"{len(analysis.trace.nodes)} operators; {analysis.prunable_share():.1%} of the parameters lie on axes that may shrink",
+        f"{len(analysis.trace.nodes)} operators; "
+        f"{analysis.prunable_share():.1%} of the parameters lie on axes that may shrink",
         "",
         "axes that may shrink",
     ]

@@ -56,7 +56,9 @@ def _multiplied(axis: Axis, memory: dict[Axis, Positions] | None) -> Positions:
     return found
 
 
-def kept_positions(axis: Axis, keep: dict[Axis, torch.Tensor], memory: dict[Axis, Positions] | None = None) -> torch.Tensor | None:
+def kept_positions(
+    axis: Axis, keep: dict[Axis, torch.Tensor], memory: dict[Axis, Positions] | None = None
+) -> torch.Tensor | None:
     """Return the positions of ``axis`` that stay (int64, ascending), or None when all stay.
 
     Args:

@@ -34,7 +34,7 @@ _SHAPE, _SIZE = torch.Tensor.shape, torch.Tensor.size
 
 
 def user_name(name: str) -> str:
-    """Return the user's own name of a parametrized parameter: ``a.parametrizations.weight.original`` -> ``a.weight``."""
+    """Return the user's name of a parametrized parameter: ``a.parametrizations.weight.original`` is ``a.weight``."""
     if ".original" in name and "parametrizations." in name and name.endswith(".original"):
         head, _, tail = name.rpartition("parametrizations.")
         return head + tail[: -len(".original")]
@@ -226,7 +226,9 @@ def _transparent_functions() -> Iterator[None]:
     never: Callable[..., bool] = lambda *_: False  # noqa: E731
     names = ("has_torch_function", "has_torch_function_unary", "has_torch_function_variadic")
     places = [torch.nn.functional, torch.functional, torch._tensor]
-    saved = [(place, name, getattr(place, name)) for place in places for name in names if hasattr(place, name)]
+    saved = [
+        (place, name, getattr(place, name)) for place in places for name in names if hasattr(place, name)
+    ]
     for place, name, _ in saved:
         setattr(place, name, never)
     fast_path = torch.backends.mha.get_fastpath_enabled()
@@ -352,6 +354,11 @@ def record(
     ) from failure
 
 
+def _restore_modes(modes: dict[nn.Module, bool]) -> None:
+    for module, mode in modes.items():
+        module.training = mode
+
+
 def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, device: str) -> Trace:
     recording = _Recording()
     modes = {module: module.training for module in model.modules()}
@@ -382,7 +389,7 @@ def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, devic
                 recording.bind(item, value, keep=True)
         for module in model.modules():
             module.training = training
-        stack.callback(lambda: [setattr(module, "training", mode) for module, mode in modes.items()])
+        stack.callback(_restore_modes, modes)
         owners = stack.enter_context(tagged_integers(model))
         stack.enter_context(_transparent_functions())
         stack.enter_context(_module_stack(model, recording))
@@ -403,6 +410,16 @@ def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, devic
     known_inputs = iter(inputs)
     flat_inputs = [next(known_inputs) if isinstance(item, torch.Tensor) else item for item in flat]
     return Trace(
-        recording.nodes, parameters, inputs, outputs, input_spec, flat_inputs, output_spec, flat_values,
-        recording.equalities, training, device, owners,
+        recording.nodes,
+        parameters,
+        inputs,
+        outputs,
+        input_spec,
+        flat_inputs,
+        output_spec,
+        flat_values,
+        recording.equalities,
+        training,
+        device,
+        owners,
     )

@@ -15,7 +15,15 @@ from dwindle.graph.expressions import Attribute, TaggedInt
 
 #: Attributes of modules that hold integers but never a size.
 _NEVER_SIZES = frozenset(
-    {"stride", "padding", "dilation", "output_padding", "kernel_size", "_reversed_padding_repeated_twice", "training"}
+    {
+        "stride",
+        "padding",
+        "dilation",
+        "output_padding",
+        "kernel_size",
+        "_reversed_padding_repeated_twice",
+        "training",
+    }
 )
 
 
@@ -23,7 +31,11 @@ def config_objects(module: nn.Module) -> Iterator[tuple[str, Any]]:
     """Yield ``(attribute name, object)`` for plain objects on a module that hold settings as attributes."""
     for name, held in vars(module).items():
         kind = type(held)
-        if kind.__name__.endswith(("Config", "Args", "Arguments", "Params")) or name in ("config", "cfg", "args"):
+        if kind.__name__.endswith(("Config", "Args", "Arguments", "Params")) or name in (
+            "config",
+            "cfg",
+            "args",
+        ):
             try:
                 vars(held)
             except TypeError:

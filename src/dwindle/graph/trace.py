@@ -35,7 +35,9 @@ class Value:
     tensor: torch.Tensor | None = None
 
     def __repr__(self) -> str:
-        return f"<{self.kind} {self.name or (self.producer.name if self.producer else '')} {list(self.shape)}>"
+        return (
+            f"<{self.kind} {self.name or (self.producer.name if self.producer else '')} {list(self.shape)}>"
+        )
 
     @property
     def is_floating(self) -> bool:

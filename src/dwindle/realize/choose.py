@@ -61,16 +61,17 @@ def axis_scores(
 def ratio_of(info: AxisInfo, ratio: float, by_name: Mapping[str, float]) -> float:
     """Return the ratio for one axis: the first pattern that matches one of its parameters, else the general one."""
     for pattern, own in by_name.items():
-        if any(fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + ".") for name, _ in info.parameter_dims):
+        if any(
+            fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + ".")
+            for name, _ in info.parameter_dims
+        ):
             return own
     return ratio
 
 
 def local_counts(infos: list[AxisInfo], ratio: float, by_name: Mapping[str, float]) -> Counts:
     """Every axis keeps the same share of its indices (halves are rounded up; at least one stays)."""
-    return {
-        info.axis: max(1, int(info.size * (1 - ratio_of(info, ratio, by_name)) + 0.5)) for info in infos
-    }
+    return {info.axis: max(1, int(info.size * (1 - ratio_of(info, ratio, by_name)) + 0.5)) for info in infos}
 
 
 def global_counts(
@@ -90,7 +91,12 @@ def global_counts(
 
 
 def counts_for_target(
-    counts_at: Callable[[float], Counts], solver: CountSolver, cost: CostModel, name: str, share: float, multiple: int
+    counts_at: Callable[[float], Counts],
+    solver: CountSolver,
+    cost: CostModel,
+    name: str,
+    share: float,
+    multiple: int,
 ) -> Counts:
     """Return solved counts whose cost is ``share`` of the full one, within the tolerance.
 
@@ -167,5 +173,7 @@ def check_name(value: str, choices: list[str], argument: str) -> str:
         ConfigError: Naming the argument and the nearest choice.
     """
     if value not in choices:
-        raise ConfigError(f"{argument}: {value!r} is not one of {', '.join(choices)}{did_you_mean(value, choices)}")
+        raise ConfigError(
+            f"{argument}: {value!r} is not one of {', '.join(choices)}{did_you_mean(value, choices)}"
+        )
     return value

@@ -23,10 +23,30 @@ _NAN = float("nan")
 
 #: Operators that change no value where the value is the same everywhere (or only move it).
 _SAME_EVERYWHERE = frozenset(
-    {"dropout", "alpha_dropout", "feature_dropout", "adaptive_avg_pool1d", "adaptive_avg_pool2d", "adaptive_avg_pool3d",
-     "adaptive_max_pool1d", "adaptive_max_pool2d", "max_pool1d", "max_pool2d", "max_pool3d", "upsample_nearest1d",
-     "upsample_nearest2d", "upsample_bilinear2d", "upsample_bicubic2d", "contiguous", "clone", "alias", "detach",
-     "to", "_to_copy", "lift_fresh"}
+    {
+        "dropout",
+        "alpha_dropout",
+        "feature_dropout",
+        "adaptive_avg_pool1d",
+        "adaptive_avg_pool2d",
+        "adaptive_avg_pool3d",
+        "adaptive_max_pool1d",
+        "adaptive_max_pool2d",
+        "max_pool1d",
+        "max_pool2d",
+        "max_pool3d",
+        "upsample_nearest1d",
+        "upsample_nearest2d",
+        "upsample_bilinear2d",
+        "upsample_bicubic2d",
+        "contiguous",
+        "clone",
+        "alias",
+        "detach",
+        "to",
+        "_to_copy",
+        "lift_fresh",
+    }
 )
 _AVERAGE_POOLS = frozenset({"avg_pool1d", "avg_pool2d", "avg_pool3d"})
 
@@ -150,7 +170,9 @@ class ConstantPropagation:
         """After a norm with the mask inside, a removed index is zero."""
         leaves = {leaf for axis in mixed for leaf in axis.leaves()}
         for value in node.outputs[:1]:
-            dims = [dim for dim, axis in enumerate(value.axes) if any(leaf in leaves for leaf in axis.leaves())]
+            dims = [
+                dim for dim, axis in enumerate(value.axes) if any(leaf in leaves for leaf in axis.leaves())
+            ]
             if node.name in ("layer_norm", "native_layer_norm", "rms_norm", "group_norm") and dims:
                 data = self.get(next(node.inputs()))
                 own = torch.where(data == 0, data, torch.full_like(data, _NAN))
@@ -183,10 +205,30 @@ class ConstantPropagation:
             return [self._reduced(node, inputs[0])]
         if name in ("flatten", "view", "reshape", "_unsafe_view", "unflatten", "squeeze", "unsqueeze"):
             return [self._regrouped(self.get(inputs[0]), inputs[0], node.output)]
-        if name in ("permute", "transpose", "t", "movedim", "chunk", "split", "split_with_sizes", "cat", "select",
-                    "unbind", "slice", "expand", "constant_pad_nd", "pad"):
+        if name in (
+            "permute",
+            "transpose",
+            "t",
+            "movedim",
+            "chunk",
+            "split",
+            "split_with_sizes",
+            "cat",
+            "select",
+            "unbind",
+            "slice",
+            "expand",
+            "constant_pad_nd",
+            "pad",
+        ):
             return self._moved(node, name, inputs)
-        if torch.Tag.pointwise in node.target.tags or name in ("masked_fill", "where", "hardswish", "relu6", "selu"):
+        if torch.Tag.pointwise in node.target.tags or name in (
+            "masked_fill",
+            "where",
+            "hardswish",
+            "relu6",
+            "selu",
+        ):
             return [self._pointwise(node)]
         return None
 
@@ -201,7 +243,9 @@ class ConstantPropagation:
                 return [swap(item) for item in argument]
             return argument
 
-        kwargs = {key: swap(item) for key, item in node.kwargs.items() if key not in ("dtype", "device", "layout")}
+        kwargs = {
+            key: swap(item) for key, item in node.kwargs.items() if key not in ("dtype", "device", "layout")
+        }
         args = [swap(argument) for argument in node.args]
         varying = None
         for tensor in [item for item in args if isinstance(item, torch.Tensor)]:
@@ -213,7 +257,9 @@ class ConstantPropagation:
         return result
 
     def _product(self, node: Node) -> torch.Tensor:
-        factors = [self.get(a) if isinstance(a, Value) else torch.tensor(float(a)).double() for a in node.args[:2]]
+        factors = [
+            self.get(a) if isinstance(a, Value) else torch.tensor(float(a)).double() for a in node.args[:2]
+        ]
         result = factors[0] * factors[1]
         zero = (factors[0] == 0) | (factors[1] == 0)
         return torch.where(zero.expand(result.shape), torch.zeros_like(result), result)
@@ -238,7 +284,11 @@ class ConstantPropagation:
         dims = list(range(data.dim())) if not dims else [dim % data.dim() for dim in dims]
         if any(data.shape[dim] != 1 for dim in dims):
             return self._unknown(node.output)
-        return data if node.argument("keepdim") else data.view([s for d, s in enumerate(data.shape) if d not in dims])
+        return (
+            data
+            if node.argument("keepdim")
+            else data.view([s for d, s in enumerate(data.shape) if d not in dims])
+        )
 
     def _reshaped(self, data: torch.Tensor, shape: list[int]) -> torch.Tensor:
         return data if list(data.shape) == shape else data.view(shape)
@@ -328,7 +378,9 @@ class ConstantPropagation:
             self.result.padded.append(module)
         self._restrict(axis, allowed)
 
-    def _addmm(self, node: Node, inputs: list[Value], weight: torch.Tensor, constants: torch.Tensor, axis: Axis) -> None:
+    def _addmm(
+        self, node: Node, inputs: list[Value], weight: torch.Tensor, constants: torch.Tensor, axis: Axis
+    ) -> None:
         weight = weight.detach().double().cpu()
         bias = self.tensors.get(inputs[0].name)
         live = torch.where(weight == 0, torch.zeros_like(weight), weight * constants[:, None])
@@ -337,7 +389,9 @@ class ConstantPropagation:
         if shape[-1] == out.numel():
             self.result.values[id(node.output)] = out.view([1] * (len(shape) - 1) + [-1]).expand(shape)
 
-    def _emit(self, node: Node, weight: torch.Tensor, constants: torch.Tensor, name: str, grouped: int) -> None:
+    def _emit(
+        self, node: Node, weight: torch.Tensor, constants: torch.Tensor, name: str, grouped: int
+    ) -> None:
         """Constants of the outputs of a linear layer or convolution."""
         weight = weight.detach().double().cpu()
         kernel = weight.flatten(2) if weight.dim() > 2 else weight.unsqueeze(2)

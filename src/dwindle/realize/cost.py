@@ -10,7 +10,15 @@ from dwindle.graph.axes import Axis
 from dwindle.graph.counts import Counts, count_of
 from dwindle.graph.trace import Node, Value
 
-_CONVOLUTIONS = ("conv1d", "conv2d", "conv3d", "convolution", "conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
+_CONVOLUTIONS = (
+    "conv1d",
+    "conv2d",
+    "conv3d",
+    "convolution",
+    "conv_transpose1d",
+    "conv_transpose2d",
+    "conv_transpose3d",
+)
 
 
 @dataclass(slots=True)
@@ -40,12 +48,16 @@ class CostModel:
     def elements(self, counts: Counts) -> int:
         """Number of parameter elements under ``counts``."""
         return sum(
-            math.prod(count_of(axis, counts) for axis in axes) for trained, axes, _ in self.parameters if trained
+            math.prod(count_of(axis, counts) for axis in axes)
+            for trained, axes, _ in self.parameters
+            if trained
         )
 
     def bytes(self, counts: Counts) -> int:
         """Bytes of all parameters and buffers under ``counts``."""
-        return sum(math.prod(count_of(axis, counts) for axis in axes) * size for _, axes, size in self.parameters)
+        return sum(
+            math.prod(count_of(axis, counts) for axis in axes) * size for _, axes, size in self.parameters
+        )
 
     def macs(self, counts: Counts) -> float:
         """Multiply-accumulates of one forward of the recorded inputs under ``counts``."""
@@ -74,7 +86,7 @@ def _products(node: Node) -> list[tuple[list[Axis], float]]:
     if name in ("matmul", "mm", "bmm", "addmm", "baddbmm", "mv", "addmv"):
         first = list(node.inputs())[1 if name in ("addmm", "baddbmm", "addmv") else 0]
         return [([*node.output.axes, first.axes[-1]], 1.0)]
-    if name.startswith("scaled_dot_product") or name.startswith("_scaled_dot_product"):
+    if name.startswith(("scaled_dot_product", "_scaled_dot_product")):
         query, key, value = list(node.inputs())[:3]
         scores = [*query.axes[:-1], key.axes[-2]]
         return [([*scores, query.axes[-1]], 1.0), ([*scores, value.axes[-1]], 1.0)]

@@ -11,7 +11,9 @@ from dwindle.realize.surgery import sliced
 Replaced = Mapping[torch.Tensor, tuple[torch.Tensor, Mapping[int, torch.Tensor]]]
 
 
-def carry_over(optimizer: torch.optim.Optimizer, replaced: Replaced, added: Iterable[torch.Tensor] = ()) -> Callable[[], None]:
+def carry_over(
+    optimizer: torch.optim.Optimizer, replaced: Replaced, added: Iterable[torch.Tensor] = ()
+) -> Callable[[], None]:
     """Make ``optimizer`` go on with the replaced parameters.
 
     State tensors of a parameter's own shape (moments, momentum) are sliced like it; everything else (step
@@ -42,7 +44,9 @@ def carry_over(optimizer: torch.optim.Optimizer, replaced: Replaced, added: Iter
         if old in optimizer.state:
             entries = optimizer.state.pop(old)
             optimizer.state[new] = {
-                key: sliced(held, dims) if isinstance(held, torch.Tensor) and held.shape == old.shape else held
+                key: sliced(held, dims)
+                if isinstance(held, torch.Tensor) and held.shape == old.shape
+                else held
                 for key, held in entries.items()
             }
     return undo

@@ -50,10 +50,12 @@ class Plan:
         """Return the plan as JSON-ready data."""
         return {
             "keep": {
-                name: {str(dim): index.tolist() for dim, index in dims.items()} for name, dims in self.keep.items()
+                name: {str(dim): index.tolist() for dim, index in dims.items()}
+                for name, dims in self.keep.items()
             },
             "attributes": [
-                {"owner": c.owner, "key": c.key, "index": c.index, "old": c.old, "new": c.new} for c in self.attributes
+                {"owner": c.owner, "key": c.key, "index": c.index, "old": c.old, "new": c.new}
+                for c in self.attributes
             ],
             "biases": dict(self.biases),
             "rewritten": self.rewritten,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import fnmatch
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -22,6 +23,7 @@ from dwindle.realize.choose import (
     local_counts,
 )
 from dwindle.realize.cost import CostModel
+from dwindle.realize.plan import Plan
 from dwindle.realize.shrink import ShrinkResult, liven, shrink, zero_removed
 from dwindle.realize.surgery import _held, tensor_slots
 
@@ -114,12 +116,19 @@ def prune(
         keep,
         optimizer=optimizer,
         verify=verify,
-        mask=lambda copy, plan: (liven(copy), zero_removed(copy, plan))[0],
+        mask=_mask_for_proof,
     )
     result.seconds = {**seconds, **result.seconds, "shrink": result.seconds["shrink"] + chosen}
     if not keep:
-        result.notes.append("nothing was cut: no axis may shrink at this ratio (see result.frozen for the reasons)")
+        result.notes.append(
+            "nothing was cut: no axis may shrink at this ratio (see result.frozen for the reasons)"
+        )
     return result
+
+
+def _mask_for_proof(copy: nn.Module, plan: Plan) -> None:
+    liven(copy)
+    zero_removed(copy, plan)
 
 
 def _checked(
@@ -132,7 +141,9 @@ def _checked(
 ) -> Criterion:
     """Check every argument before any work; returns the criterion."""
     if (ratio is None) == (target is None):
-        raise ConfigError("give either ratio= (share of each axis to remove) or target= (share of the cost to keep)")
+        raise ConfigError(
+            "give either ratio= (share of each axis to remove) or target= (share of the cost to keep)"
+        )
     if ratio is not None and not 0 <= ratio <= 1:
         raise ConfigError(f"ratio: {ratio} is not between 0 and 1")
     if target is not None:
@@ -153,8 +164,6 @@ def _checked(
 
 
 def _wanted(info: AxisInfo, axes: Sequence[str] | None, ignore: Sequence[str]) -> bool:
-    import fnmatch
-
     if axes is not None and info.kind not in axes:
         return False
     for pattern in ignore:

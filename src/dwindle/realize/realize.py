@@ -67,7 +67,9 @@ def realize(
     choice = _choose(model, traces, args, kwargs, tensors, literals=rewrite is not True)
     seconds["analyse"] = time.perf_counter() - started
     rewritten = rewrite is True
-    if rewrite == "auto" and any("is a literal in the code" in (i.frozen_reason or "") for i in choice.analysis.axes):
+    if rewrite == "auto" and any(
+        "is a literal in the code" in (i.frozen_reason or "") for i in choice.analysis.axes
+    ):
         other = _choose(model, traces, args, kwargs, tensors, literals=False)
         if other.removed() > choice.removed():
             choice, rewritten = other, True
@@ -76,7 +78,9 @@ def realize(
     biases = _biases(choice.constants, keep, analysis)
     notes = _notes(choice.constants, keep)
     if rewritten:
-        notes.append("sizes stand as literals in the code: the result is a rewritten graph, the model is unchanged")
+        notes.append(
+            "sizes stand as literals in the code: the result is a rewritten graph, the model is unchanged"
+        )
     chosen = time.perf_counter() - started
 
     def prepare(copy: nn.Module) -> None:
@@ -84,8 +88,16 @@ def realize(
         simulate.detach(copy, keep_values=True)
 
     result = shrink(
-        model, analysis, solver, keep, optimizer=optimizer, verify=verify,
-        mask=lambda copy, plan: _mask(copy, given), prepare=prepare, biases=biases, rewritten=rewritten,
+        model,
+        analysis,
+        solver,
+        keep,
+        optimizer=optimizer,
+        verify=verify,
+        mask=lambda copy, plan: _mask(copy, given),
+        prepare=prepare,
+        biases=biases,
+        rewritten=rewritten,
     )
     result.seconds = {**seconds, **result.seconds, "shrink": result.seconds["shrink"] + chosen}
     result.notes += notes
@@ -109,7 +121,13 @@ class _Choice:
 
 
 def _choose(
-    model: nn.Module, traces: list[Trace], args: Any, kwargs: Any, tensors: dict[str, torch.Tensor], *, literals: bool
+    model: nn.Module,
+    traces: list[Trace],
+    args: Any,
+    kwargs: Any,
+    tensors: dict[str, torch.Tensor],
+    *,
+    literals: bool,
 ) -> _Choice:
     analysis = analyse_traces(traces, args, kwargs, notes=[], literals=literals)
     constants = ConstantPropagation(analysis, tensors, lambda path: _takes_bias(model, path)).run()
@@ -131,7 +149,9 @@ def _checked_masks(
                 continue
             name = f"{module}.{target}" if module else target
             if name not in parameters:
-                raise ConfigError(f"masks: the model has no parameter {name!r}{did_you_mean(name, parameters)}")
+                raise ConfigError(
+                    f"masks: the model has no parameter {name!r}{did_you_mean(name, parameters)}"
+                )
             if parameters[name].shape != mask.shape:
                 raise ConfigError(
                     f"masks: {name!r} has shape {list(parameters[name].shape)}, its mask {list(mask.shape)}"
@@ -154,7 +174,9 @@ def _mask(copy: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
 def _effective(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Parameters and buffers as the masked model uses them, by the names of the recording."""
     tensors = {name: _held(*holders[0]) for name, holders in tensor_slots(model).items()}
-    attached = {target.path: mask for target, mask in simulate.get_masks(model).items() if target.is_parameter}
+    attached = {
+        target.path: mask for target, mask in simulate.get_masks(model).items() if target.is_parameter
+    }
     for name, mask in {**attached, **masks}.items():
         if name in tensors:
             tensors[name] = tensors[name].detach() * mask.to(tensors[name])
@@ -191,7 +213,9 @@ def _kept(constants: Constants, solver: CountSolver) -> dict[Axis, torch.Tensor]
     return {leaf: chosen for leaf, chosen in keep.items() if not bool(chosen.all())}
 
 
-def _biases(constants: Constants, keep: dict[Axis, torch.Tensor], analysis: Analysis) -> dict[str, torch.Tensor]:
+def _biases(
+    constants: Constants, keep: dict[Axis, torch.Tensor], analysis: Analysis
+) -> dict[str, torch.Tensor]:
     """What folding adds to the bias of each consumer, at full size."""
     biases: dict[str, torch.Tensor] = {}
     for entry in constants.sums:
@@ -208,11 +232,14 @@ def _biases(constants: Constants, keep: dict[Axis, torch.Tensor], analysis: Anal
 
 def _notes(constants: Constants, keep: dict[Axis, torch.Tensor]) -> list[str]:
     given_back = sum(
-        int(gone.sum()) - int((~keep[leaf]).sum() if leaf in keep else 0) for leaf, gone in constants.removable.items()
+        int(gone.sum()) - int((~keep[leaf]).sum() if leaf in keep else 0)
+        for leaf, gone in constants.removable.items()
     )
     notes = []
     if given_back:
-        notes.append(f"{given_back} dead indices stay, because sizes must agree with axes that are not dead there")
+        notes.append(
+            f"{given_back} dead indices stay, because sizes must agree with axes that are not dead there"
+        )
     if constants.padded:
         notes.append(
             f"masked channels still emit a constant into the zero-padded convolution {constants.padded[0]!r}, where it "

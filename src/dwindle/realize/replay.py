@@ -124,14 +124,20 @@ class Replay:
     def _value(self, value: Value) -> Any:
         if id(value) not in self.env and value.kind == "constant" and value.tensor is not None:
             constant = value.tensor
-            self.env[id(value)] = torch.empty_like(constant, device=self.device) if constant.is_meta else constant
+            self.env[id(value)] = (
+                torch.empty_like(constant, device=self.device) if constant.is_meta else constant
+            )
         return self.env[id(value)]
 
     def _node(self, node: Node) -> None:
         restricted = id(node) in self.mixing and not self.small
-        places = _SIZE_ARGUMENTS.get(node.name.removesuffix("_") if node.name not in _SIZE_ARGUMENTS else node.name, ())
+        places = _SIZE_ARGUMENTS.get(
+            node.name.removesuffix("_") if node.name not in _SIZE_ARGUMENTS else node.name, ()
+        )
         args = tuple(
-            self._sizes(node, argument, restricted) if place in places else self._argument(argument, restricted)
+            self._sizes(node, argument, restricted)
+            if place in places
+            else self._argument(argument, restricted)
             for place, argument in enumerate(node.args)
         )
         kwargs = {key: self._argument(argument, restricted) for key, argument in node.kwargs.items()}
@@ -180,8 +186,23 @@ class Replay:
 
     def _sized_axis(self, node: Node, place: int, length: int) -> Axis | None:
         """Axis that a size in a list argument belongs to."""
-        if node.name in ("view", "reshape", "_unsafe_view", "expand", "broadcast_to", "zeros", "ones", "empty", "full",
-                         "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full"):
+        if node.name in (
+            "view",
+            "reshape",
+            "_unsafe_view",
+            "expand",
+            "broadcast_to",
+            "zeros",
+            "ones",
+            "empty",
+            "full",
+            "rand",
+            "randn",
+            "new_zeros",
+            "new_ones",
+            "new_empty",
+            "new_full",
+        ):
             return node.output.axes[len(node.output.axes) - length + place]
         if node.name == "unflatten":
             return node.output.axes[int(node.args[1]) % len(node.args[0].shape) + place]
@@ -191,7 +212,9 @@ class Replay:
             return node.outputs[place].axes[int(node.argument("dim", 0))]
         return None
 
-    def _size(self, node: Node, number: int, expression: Expression, axis: Axis | None, restricted: bool) -> Any:
+    def _size(
+        self, node: Node, number: int, expression: Expression, axis: Axis | None, restricted: bool
+    ) -> Any:
         axes, sign = ([axis], 1) if axis is not None else self.observed.get((id(node), number), ([], 1))
         cut = any(leaf in self.keep for own in axes for leaf in own.leaves())
         if cut:
@@ -211,9 +234,15 @@ class Replay:
         if isinstance(expression, Dimension):
             if id(expression.value) not in self.env:
                 return expression.value.shape[expression.dim]
-            return self.call(torch.ops.aten.sym_size.int, (self.env[id(expression.value)], expression.dim), {})
+            return self.call(
+                torch.ops.aten.sym_size.int, (self.env[id(expression.value)], expression.dim), {}
+            )
         if isinstance(expression, Attribute):
-            return expression.number if not self.small else self.analysis.solver.value_of(self.counts)(expression)
+            return (
+                expression.number
+                if not self.small
+                else self.analysis.solver.value_of(self.counts)(expression)
+            )
         return expression
 
 

@@ -165,7 +165,8 @@ class _GraphReplay(Replay):
         if id(value) not in self.env and value.kind == "constant" and value.tensor is not None:
             name = f"_constant_{len(self.constants)}"
             tensor = value.tensor
-            self.constants[name] = torch.empty_like(tensor, device=self.device) if tensor.is_meta else tensor.clone()
+            self.constants[name] = (
+                torch.empty_like(tensor, device=self.device) if tensor.is_meta else tensor.clone()
+            )
             self.env[id(value)] = self.graph.get_attr(name)
         return super()._value(value)
-

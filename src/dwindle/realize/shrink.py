@@ -110,7 +110,9 @@ def make_plan(analysis: Analysis, solver: CountSolver, keep: Keep) -> Plan:
     counts = {leaf: int(chosen.sum()) for leaf, chosen in keep.items()}
     for attribute, number in solver.attributes(counts).items():
         path, _ = owners[attribute.owner]
-        plan.attributes.append(AttributeChange(path, attribute.key, attribute.index, attribute.number, number))
+        plan.attributes.append(
+            AttributeChange(path, attribute.key, attribute.index, attribute.number, number)
+        )
     for info in analysis.axes:
         if info.axis in counts:
             places = [f"{name}[{dim}]" for name, dim in info.parameter_dims]
@@ -145,7 +147,11 @@ def liven(model: nn.Module, seed: int = 0) -> None:
     generator = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for tensor in [*model.parameters(), *model.buffers()]:
-            if tensor.is_floating_point() and tensor.numel() > 1 and bool((tensor == tensor.flatten()[0]).all()):
+            if (
+                tensor.is_floating_point()
+                and tensor.numel() > 1
+                and bool((tensor == tensor.flatten()[0]).all())
+            ):
                 noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64).to(tensor)
                 tensor.data.add_(noise * 0.5 + 0.1)
 
@@ -186,7 +192,9 @@ def shrink(
     plan.rewritten = rewritten
     before = count_parameters(model)
     plan.biases = {
-        path: int(delta.numel()) for path, delta in (biases or {}).items() if model.get_submodule(path).bias is None
+        path: int(delta.numel())
+        for path, delta in (biases or {}).items()
+        if model.get_submodule(path).bias is None
     }
     for path in plan.biases:
         kept = plan.keep.get(f"{path}.weight" if path else "weight", {}).get(0)
@@ -240,10 +248,10 @@ def _cut(
 
 def _fold(model: nn.Module, biases: dict[str, torch.Tensor]) -> dict[torch.Tensor, torch.Tensor]:
     """Add constants of removed channels to biases (before the cut, at full size); returns old to new."""
-    folded = {}
+    folded: dict[torch.Tensor, torch.Tensor] = {}
     for path, delta in biases.items():
-        module = model.get_submodule(path)
-        weight: Any = module.weight
+        module: Any = model.get_submodule(path)
+        weight = module.weight
         delta = delta.to(weight.dtype).to(weight.device)
         old = module.bias
         new = nn.Parameter(delta.clone() if old is None else old.detach() + delta)

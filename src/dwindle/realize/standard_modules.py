@@ -39,11 +39,15 @@ def _wanted(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.PReLU) and weight is not None:
         return {"num_parameters": weight.shape[0]}
     if isinstance(module, nn.Bilinear) and weight is not None:
-        return {"out_features": weight.shape[0], "in1_features": weight.shape[1], "in2_features": weight.shape[2]}
+        return {
+            "out_features": weight.shape[0],
+            "in1_features": weight.shape[1],
+            "in2_features": weight.shape[2],
+        }
     if isinstance(module, nn.MultiheadAttention):
         return _attention(module)
     if isinstance(module, nn.RNNBase):
-        first = module.weight_ih_l0
+        first: Any = module.weight_ih_l0
         gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
         return {"input_size": first.shape[1], "hidden_size": first.shape[0] // gates}
     if type(module).__name__ == "Conv1D" and weight is not None and weight.dim() == 2:

@@ -7,6 +7,7 @@ an interrupted or refuted operation leaves the model exactly as it was.
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
+from functools import partial
 from typing import Any
 
 import torch
@@ -29,7 +30,11 @@ def tensor_slots(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     first: dict[int, str] = {}
     for path, module in model.named_modules():
         prefix = f"{path}." if path else ""
-        for holder, parametrized in ((module._parameters, True), (module._buffers, False), (vars(module), False)):
+        for holder, parametrized in (
+            (module._parameters, True),
+            (module._buffers, False),
+            (vars(module), False),
+        ):
             for key, held in holder.items():
                 if not isinstance(held, torch.Tensor):
                     continue
@@ -44,7 +49,11 @@ def sliced(tensor: torch.Tensor, dims: Mapping[int, torch.Tensor]) -> torch.Tens
     result = tensor.detach()
     for dim, index in dims.items():
         result = result.index_select(dim, index.to(result.device))
-    if tensor.dim() == 4 and tensor.is_contiguous(memory_format=torch.channels_last) and not tensor.is_contiguous():
+    if (
+        tensor.dim() == 4
+        and tensor.is_contiguous(memory_format=torch.channels_last)
+        and not tensor.is_contiguous()
+    ):
         return result.contiguous(memory_format=torch.channels_last)
     return result.contiguous()
 
@@ -54,14 +63,20 @@ def sliced_like(old: torch.Tensor, dims: Mapping[int, torch.Tensor]) -> torch.Te
     data = sliced(old, dims)
     if not isinstance(old, nn.Parameter):
         return data
-    new = type(old)(data, requires_grad=old.requires_grad) if type(old) is nn.Parameter else nn.Parameter(data, old.requires_grad)
+    new = (
+        type(old)(data, requires_grad=old.requires_grad)
+        if type(old) is nn.Parameter
+        else nn.Parameter(data, old.requires_grad)
+    )
     vars(new).update({key: held for key, held in vars(old).items() if key != "_dwindle_value"})
     if old.grad is not None:
         new.grad = sliced(old.grad, dims)
     return new
 
 
-def cut(model: nn.Module, plan: Plan) -> tuple[dict[torch.Tensor, tuple[torch.Tensor, Mapping[int, torch.Tensor]]], Undo]:
+def cut(
+    model: nn.Module, plan: Plan
+) -> tuple[dict[torch.Tensor, tuple[torch.Tensor, Mapping[int, torch.Tensor]]], Undo]:
     """Apply ``plan`` to ``model`` in place.
 
     Args:
@@ -93,7 +108,7 @@ def cut(model: nn.Module, plan: Plan) -> tuple[dict[torch.Tensor, tuple[torch.Te
             replaced[old] = (new, dims)
             for module, key in holders:
                 _put(module, key, new)
-                steps.append(lambda module=module, key=key, old=old: _put(module, key, old))  # type: ignore[misc]
+                steps.append(partial(_put, module, key, old))
                 modules[id(module)] = module
         for change in plan.attributes:
             _set_attribute(model, change, steps)
@@ -101,8 +116,8 @@ def cut(model: nn.Module, plan: Plan) -> tuple[dict[torch.Tensor, tuple[torch.Te
             for key, number in standard_attributes(module).items():
                 before = vars(module)[key]
                 if before != number:
-                    vars(module)[key] = number
-                    steps.append(lambda module=module, key=key, before=before: vars(module).__setitem__(key, before))  # type: ignore[misc]
+                    module.__dict__[key] = number
+                    steps.append(partial(module.__dict__.__setitem__, key, before))
     except Exception:
         undo()
         raise
@@ -145,8 +160,10 @@ def _add_biases(model: nn.Module, plan: Plan, steps: list[Undo], modules: dict[i
         if module.bias is not None:
             continue
         weight: Any = module.weight
-        module.register_parameter("bias", nn.Parameter(torch.zeros(size, dtype=weight.dtype, device=weight.device)))
-        steps.append(lambda module=module: module.register_parameter("bias", None))  # type: ignore[misc]
+        module.register_parameter(
+            "bias", nn.Parameter(torch.zeros(size, dtype=weight.dtype, device=weight.device))
+        )
+        steps.append(partial(module.register_parameter, "bias", None))
         modules[id(module)] = module
 
 

@@ -98,7 +98,9 @@ def depthwise_convolution(
     """
     if weight.shape[1] != 1 or data.dim() != 4:
         return torch.ops.aten.conv2d.default(data, weight, bias, stride, padding, dilation, groups)
-    stride, padding, dilation = ([*pair] * 2 if len(pair) == 1 else pair for pair in (stride, padding, dilation))
+    stride, padding, dilation = (
+        [*pair] * 2 if len(pair) == 1 else pair for pair in (stride, padding, dilation)
+    )
     padded = torch.nn.functional.pad(data, (padding[1], padding[1], padding[0], padding[0]))
     kernel = weight.shape[2:]
     height = (padded.shape[2] - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
@@ -108,7 +110,10 @@ def depthwise_convolution(
         for column in range(kernel[1]):
             top, left = row * dilation[0], column * dilation[1]
             window = padded[
-                :, :, top : top + stride[0] * (height - 1) + 1 : stride[0], left : left + stride[1] * (width - 1) + 1 : stride[1]
+                :,
+                :,
+                top : top + stride[0] * (height - 1) + 1 : stride[0],
+                left : left + stride[1] * (width - 1) + 1 : stride[1],
             ]
             result.addcmul_(window, weight[:, 0, row, column].view(1, -1, 1, 1))
     return result if bias is None else result + bias.view(1, -1, 1, 1)
@@ -152,7 +157,10 @@ def widened_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
 def random_inputs(
     analysis: Analysis, dtype: torch.dtype, seed: int, batches: tuple[int, ...] = PROOF_BATCHES
 ) -> list[tuple[Any, Any]]:
-    """Return ``(args, kwargs)`` at two batch sizes (as recorded where there is no batch): noise for floats, shuffled example values for integers."""
+    """Return ``(args, kwargs)`` at each batch size (as recorded where there is none).
+
+    Floats are noise, integers are shuffled values of the example.
+    """
     generator = torch.Generator().manual_seed(seed)
     recorded = analysis.example_args, analysis.example_kwargs
     variants = [variant for size in batches if (variant := larger_batch(*recorded, size)) is not None]
@@ -180,7 +188,9 @@ def _copies(tree: Any) -> Any:
     return pytree.tree_map(lambda item: item.clone() if isinstance(item, torch.Tensor) else item, tree)
 
 
-def outputs_of(model: nn.Module, variants: list[tuple[Any, Any]], dtype: torch.dtype) -> list[list[torch.Tensor] | None]:
+def outputs_of(
+    model: nn.Module, variants: list[tuple[Any, Any]], dtype: torch.dtype
+) -> list[list[torch.Tensor] | None]:
     """Run every input variant; None for one that the model itself refuses (an error when it refuses all)."""
     results: list[list[torch.Tensor] | None] = []
     with precise(dtype):
@@ -219,7 +229,11 @@ def difference(first: list[list[torch.Tensor] | None], second: list[list[torch.T
 
 
 def replayed(
-    analysis: Analysis, masked: nn.Module, keep: dict[Axis, torch.Tensor], variants: list[tuple[Any, Any]], dtype: torch.dtype
+    analysis: Analysis,
+    masked: nn.Module,
+    keep: dict[Axis, torch.Tensor],
+    variants: list[tuple[Any, Any]],
+    dtype: torch.dtype,
 ) -> list[list[torch.Tensor] | None]:
     """Outputs of the masked model with the mask applied inside operators that combine a cut axis."""
     from dwindle.realize.surgery import _held, tensor_slots

@@ -1,6 +1,15 @@
 """One small rule an operator family: how the axes of its results follow from the axes of its arguments."""
 
-from dwindle.graph.rules import contraction, creation, elementwise, indexing, normalization, recurrent, reduction, shape
+from dwindle.graph.rules import (
+    contraction,
+    creation,
+    elementwise,
+    indexing,
+    normalization,
+    recurrent,
+    reduction,
+    shape,
+)
 from dwindle.graph.rules.registry import register_axis_rule, rule_for
 
 __all__ = [

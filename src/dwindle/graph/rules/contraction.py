@@ -195,7 +195,9 @@ def bilinear(node: Node, scope: Scope) -> None:
     scope.unify(second.axes[-1], weight.axes[2])
     for value in bias:
         scope.unify(value.axes[0], weight.axes[0])
-    batch = broadcast([_part(first, first.axes[:-1]), _part(second, second.axes[:-1])], len(first.axes) - 1, scope)
+    batch = broadcast(
+        [_part(first, first.axes[:-1]), _part(second, second.axes[:-1])], len(first.axes) - 1, scope
+    )
     node.output.axes = [*batch, weight.axes[0]]
 
 
@@ -203,4 +205,3 @@ def bilinear(node: Node, scope: Scope) -> None:
 def unsupported(node: Node, scope: Scope) -> None:
     """Not followed: everything it touches is frozen."""
     freeze_everything(node, scope, f"{node.name} is not followed")
-

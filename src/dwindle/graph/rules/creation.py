@@ -6,8 +6,21 @@ from dwindle.graph.rules.registry import Scope, rule
 from dwindle.graph.trace import Node
 
 
-@rule("zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full",
-      "empty_strided", "new_empty_strided", "randint")
+@rule(
+    "zeros",
+    "ones",
+    "empty",
+    "full",
+    "rand",
+    "randn",
+    "new_zeros",
+    "new_ones",
+    "new_empty",
+    "new_full",
+    "empty_strided",
+    "new_empty_strided",
+    "randint",
+)
 def create(node: Node, scope: Scope) -> None:
     """One new axis a dimension; each size is observed."""
     for output in node.outputs:
@@ -15,9 +28,29 @@ def create(node: Node, scope: Scope) -> None:
         scope.observe_each(output.shape, output.axes)
 
 
-@rule("arange", "linspace", "logspace", "eye", "randperm", "scalar_tensor", "tensor", "tril_indices", "triu_indices",
-      "hann_window", "hamming_window", "_local_scalar_dense", "item", "is_nonzero", "equal", "_assert_async",
-      "_assert_tensor_metadata", "sym_size", "_functional_assert_async", "allclose", "is_same_size")
+@rule(
+    "arange",
+    "linspace",
+    "logspace",
+    "eye",
+    "randperm",
+    "scalar_tensor",
+    "tensor",
+    "tril_indices",
+    "triu_indices",
+    "hann_window",
+    "hamming_window",
+    "_local_scalar_dense",
+    "item",
+    "is_nonzero",
+    "equal",
+    "_assert_async",
+    "_assert_tensor_metadata",
+    "sym_size",
+    "_functional_assert_async",
+    "allclose",
+    "is_same_size",
+)
 def numbers(node: Node, scope: Scope) -> None:
     """Every index has its own value: frozen."""
     for value in node.inputs():

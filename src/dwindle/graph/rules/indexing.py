@@ -21,7 +21,9 @@ def index(node: Node, scope: Scope) -> None:
     """Indexed dimensions are frozen; the index tensors' axes take their place."""
     data, indices = node.args[0], list(node.args[1])
     given = [(dim, item) for dim, item in enumerate(indices) if isinstance(item, Value)]
-    if any(item.dtype.is_floating_point or str(item.dtype) in ("torch.bool", "torch.uint8") for _, item in given):
+    if any(
+        item.dtype.is_floating_point or str(item.dtype) in ("torch.bool", "torch.uint8") for _, item in given
+    ):
         freeze_everything(node, scope, "chosen by a mask")
         return
     for dim, _ in given:
@@ -77,8 +79,20 @@ def gather(node: Node, scope: Scope) -> None:
     ]
 
 
-@rule("index_put", "index_put_", "masked_scatter", "select_scatter", "slice_scatter", "masked_select", "one_hot",
-      "bincount", "bucketize", "searchsorted", "histc", "nms")
+@rule(
+    "index_put",
+    "index_put_",
+    "masked_scatter",
+    "select_scatter",
+    "slice_scatter",
+    "masked_select",
+    "one_hot",
+    "bincount",
+    "bucketize",
+    "searchsorted",
+    "histc",
+    "nms",
+)
 def frozen(node: Node, scope: Scope) -> None:
     """Not followed: everything it touches is frozen."""
     freeze_everything(node, scope, f"{node.name} uses positions as numbers")

@@ -15,8 +15,15 @@ def _outputs(node: Node, data: Value, scope: Scope) -> None:
         output.axes = [scope.leaf(size, "statistics") for size in output.shape]
 
 
-@rule("batch_norm", "native_batch_norm", "_native_batch_norm_legit", "_native_batch_norm_legit_no_training",
-      "cudnn_batch_norm", "_batch_norm_with_update", "instance_norm")
+@rule(
+    "batch_norm",
+    "native_batch_norm",
+    "_native_batch_norm_legit",
+    "_native_batch_norm_legit_no_training",
+    "cudnn_batch_norm",
+    "_batch_norm_with_update",
+    "instance_norm",
+)
 def batch_norm(node: Node, scope: Scope) -> None:
     """Everything after the input is one number a channel (dimension 1)."""
     data, *others = list(node.inputs())
@@ -64,7 +71,9 @@ def softmax(node: Node, scope: Scope) -> None:
     if node.name == "logsumexp":
         keep = bool(node.argument("keepdim"))
         node.output.axes = [
-            algebra.UNIT if place in dims else axis for place, axis in enumerate(data.axes) if keep or place not in dims
+            algebra.UNIT if place in dims else axis
+            for place, axis in enumerate(data.axes)
+            if keep or place not in dims
         ]
         return
     node.output.axes = list(data.axes)

@@ -9,8 +9,29 @@ from dwindle.graph.trace import Node
 _EXACT = {"sum", "nansum", "count_nonzero"}
 
 
-@rule("sum", "nansum", "mean", "nanmean", "amax", "amin", "max", "min", "var", "std", "var_mean", "std_mean", "prod",
-      "norm", "linalg_vector_norm", "linalg_norm", "all", "any", "median", "count_nonzero", "aminmax")
+@rule(
+    "sum",
+    "nansum",
+    "mean",
+    "nanmean",
+    "amax",
+    "amin",
+    "max",
+    "min",
+    "var",
+    "std",
+    "var_mean",
+    "std_mean",
+    "prod",
+    "norm",
+    "linalg_vector_norm",
+    "linalg_norm",
+    "all",
+    "any",
+    "median",
+    "count_nonzero",
+    "aminmax",
+)
 def reduce(node: Node, scope: Scope) -> None:
     """The reduced dimensions are combined and vanish."""
     values = list(node.inputs())
@@ -26,13 +47,34 @@ def reduce(node: Node, scope: Scope) -> None:
     for output in node.outputs:
         output.axes = drop(data.axes, dims, keepdim) if len(output.shape) or not keepdim else []
         if len(output.axes) != len(output.shape):
-            output.axes = [scope.leaf(size, "a reduction that could not be followed") for size in output.shape]
+            output.axes = [
+                scope.leaf(size, "a reduction that could not be followed") for size in output.shape
+            ]
     if node.name in ("max", "min", "median") and len(node.outputs) > 1:
         scope.freeze([data.axes[dim] for dim in dims], "its positions are used as numbers")
 
 
-@rule("argmax", "argmin", "topk", "sort", "argsort", "cumsum", "cumprod", "cummax", "logcumsumexp", "kthvalue",
-      "unique_consecutive", "nonzero", "flip", "roll", "diff", "triu", "tril", "fft_fft", "fft_rfft")
+@rule(
+    "argmax",
+    "argmin",
+    "topk",
+    "sort",
+    "argsort",
+    "cumsum",
+    "cumprod",
+    "cummax",
+    "logcumsumexp",
+    "kthvalue",
+    "unique_consecutive",
+    "nonzero",
+    "flip",
+    "roll",
+    "diff",
+    "triu",
+    "tril",
+    "fft_fft",
+    "fft_rfft",
+)
 def order_matters(node: Node, scope: Scope) -> None:
     """The position of an index has a meaning: the axis is frozen."""
     data = next(node.inputs())
@@ -61,19 +103,52 @@ def _pool_rank(name: str) -> int:
     return int(next(char for char in name.rstrip("_") if char.isdigit() and f"{char}d" in name))
 
 
-@rule("max_pool1d", "max_pool2d", "max_pool3d", "avg_pool1d", "avg_pool2d", "avg_pool3d", "max_pool2d_with_indices",
-      "max_pool3d_with_indices", "max_pool1d_with_indices", "adaptive_avg_pool1d", "adaptive_avg_pool2d",
-      "adaptive_avg_pool3d", "_adaptive_avg_pool2d", "_adaptive_avg_pool3d", "adaptive_max_pool1d",
-      "adaptive_max_pool2d", "adaptive_max_pool3d", "lp_pool1d", "lp_pool2d", "fractional_max_pool2d")
+@rule(
+    "max_pool1d",
+    "max_pool2d",
+    "max_pool3d",
+    "avg_pool1d",
+    "avg_pool2d",
+    "avg_pool3d",
+    "max_pool2d_with_indices",
+    "max_pool3d_with_indices",
+    "max_pool1d_with_indices",
+    "adaptive_avg_pool1d",
+    "adaptive_avg_pool2d",
+    "adaptive_avg_pool3d",
+    "_adaptive_avg_pool2d",
+    "_adaptive_avg_pool3d",
+    "adaptive_max_pool1d",
+    "adaptive_max_pool2d",
+    "adaptive_max_pool3d",
+    "lp_pool1d",
+    "lp_pool2d",
+    "fractional_max_pool2d",
+)
 def pool(node: Node, scope: Scope) -> None:
     """Space shrinks, channels stay."""
     _window(node, scope, _pool_rank(node.name))
 
 
-@rule("upsample_nearest1d", "upsample_nearest2d", "upsample_nearest3d", "upsample_bilinear2d", "upsample_bicubic2d",
-      "upsample_linear1d", "upsample_trilinear3d", "_upsample_nearest_exact1d", "_upsample_nearest_exact2d",
-      "_upsample_bilinear2d_aa", "_upsample_bicubic2d_aa", "reflection_pad1d", "reflection_pad2d",
-      "reflection_pad3d", "replication_pad1d", "replication_pad2d", "replication_pad3d")
+@rule(
+    "upsample_nearest1d",
+    "upsample_nearest2d",
+    "upsample_nearest3d",
+    "upsample_bilinear2d",
+    "upsample_bicubic2d",
+    "upsample_linear1d",
+    "upsample_trilinear3d",
+    "_upsample_nearest_exact1d",
+    "_upsample_nearest_exact2d",
+    "_upsample_bilinear2d_aa",
+    "_upsample_bicubic2d_aa",
+    "reflection_pad1d",
+    "reflection_pad2d",
+    "reflection_pad3d",
+    "replication_pad1d",
+    "replication_pad2d",
+    "replication_pad3d",
+)
 def resize(node: Node, scope: Scope) -> None:
     """Space grows, channels stay."""
     _window(node, scope, _pool_rank(node.name))
@@ -134,7 +209,11 @@ def col2im(node: Node, scope: Scope) -> None:
     kernel = scope.leaf(data.shape[-2] // node.output.shape[-3], "kernel")
     scope.unify(data.axes[-2], product([channels, kernel]))
     scope.freeze(data.axes[-1:], "spatial")
-    node.output.axes = [*data.axes[:-2], channels, *(scope.leaf(size, "spatial") for size in node.output.shape[-2:])]
+    node.output.axes = [
+        *data.axes[:-2],
+        channels,
+        *(scope.leaf(size, "spatial") for size in node.output.shape[-2:]),
+    ]
 
 
 @rule("unfold")

@@ -126,7 +126,11 @@ def expressions_for(node: Node, numbers: Sequence[int]) -> list[Expression]:
             run = given[start : start + len(wanted)]
             if len(wanted) > 1 or not isinstance(run[0], int):
                 return run
-    tagged = {value: item for value, item in zip(values[::-1], given[::-1], strict=True) if not isinstance(item, int)}
+    tagged = {
+        value: item
+        for value, item in zip(values[::-1], given[::-1], strict=True)
+        if not isinstance(item, int)
+    }
     return [tagged.get(number, number) for number in wanted]
 
 

@@ -10,7 +10,17 @@ from dwindle.graph.rules.registry import Scope, freeze_everything, rule, single
 from dwindle.graph.trace import Node, Value
 
 
-@rule("view", "reshape", "_unsafe_view", "_reshape_alias", "flatten", "unflatten", "squeeze", "unsqueeze", "view_as")
+@rule(
+    "view",
+    "reshape",
+    "_unsafe_view",
+    "_reshape_alias",
+    "flatten",
+    "unflatten",
+    "squeeze",
+    "unsqueeze",
+    "view_as",
+)
 def reshape(node: Node, scope: Scope) -> None:
     """Row-major regrouping; sizes given by the user's code are observed."""
     data = next(node.inputs())
@@ -36,7 +46,19 @@ def _asked_sizes(node: Node) -> Sequence[int] | None:
     return None
 
 
-@rule("permute", "transpose", "t", "movedim", "moveaxis", "swapaxes", "swapdims", "numpy_T", "mT", "adjoint", "matrix_H")
+@rule(
+    "permute",
+    "transpose",
+    "t",
+    "movedim",
+    "moveaxis",
+    "swapaxes",
+    "swapdims",
+    "numpy_T",
+    "mT",
+    "adjoint",
+    "matrix_H",
+)
 def permute(node: Node, scope: Scope) -> None:
     """Same axes in another order."""
     data = next(node.inputs())
