@@ -30,7 +30,7 @@ def made():
 
 
 def test_original_is_untouched(made):
-    fresh, x = residual()
+    fresh, _ = residual()
     model = made[0]
     assert not is_quantized(model)
     assert not model._forward_hooks

@@ -85,7 +85,9 @@ class GraphEditor:
     def dequantize_weight(
         self, node: Any, name: str, values: np.ndarray, scale: np.ndarray, axis: int | None
     ) -> None:
-        """Replace a placeholder by a stored int8 weight and its dequantizing; a transpose behind moves into it.
+        """Replace a placeholder by a stored int8 weight and its dequantizing.
+
+        A transpose behind moves into the stored weight.
 
         Args:
             node: The placeholder.
@@ -149,7 +151,7 @@ class GraphEditor:
         self._replace(node, [made])
 
     def constant(self, name: str, value: Any) -> str:
-        """Store a constant under a name (made unique when another value has it); equal ones are stored once."""
+        """Store a constant once and return its name, made unique when another value has it."""
         array = np.asarray(value)
         identity = (name, array.dtype.str, array.shape, array.tobytes())
         if identity not in self._weights:

@@ -1,8 +1,8 @@
 """Correction of the shift that rounding brings: every channel's mean is put back where it was.
 
 Rounding errors of a channel's few weights do not average out, so a quantized layer's outputs are shifted;
-depthwise convolutions suffer most (Nagel et al. 2019, arXiv 1906.04721, section 4.2). Here a layer's mean output
-is measured in float and in the simulation on the same data, and the difference goes into its bias. The
+depthwise convolutions suffer most (Nagel et al. 2019, arXiv 1906.04721, section 4.2). Here a layer's mean
+output is measured in float and in the simulation on the same data, and the difference goes into its bias. The
 simulation is corrected while it runs, so every layer sees inputs that are corrected already.
 """
 
@@ -93,7 +93,7 @@ def correct_biases(
         if key in total:
             bias = model.get_parameter(name)
             with torch.no_grad():
-                bias += (total[key] / count).to(bias.dtype)
+                bias.add_((total[key] / count).to(bias.dtype))
             corrected += 1
     return corrected
 

@@ -158,7 +158,8 @@ def tensors_with_positions(
     args: tuple[Any, ...], kwargs: dict[str, Any]
 ) -> Iterator[tuple[Position, Tensor]]:
     """Yield the tensors among arguments, also inside lists and tuples, each with its position."""
-    for first, value in [*enumerate(args), *kwargs.items()]:
+    places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
+    for first, value in places:
         if isinstance(value, Tensor):
             yield (first,), value
         elif isinstance(value, list | tuple):

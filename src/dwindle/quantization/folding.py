@@ -49,7 +49,9 @@ def folded_parameters(layer: nn.Module, normalization: _BatchNorm) -> tuple[Tens
         Weight and bias in the dtype of the layer's weight.
     """
     mean, variance = normalization.running_mean, normalization.running_var
-    assert mean is not None and variance is not None and isinstance(layer, _FOLDABLE)
+    assert mean is not None
+    assert variance is not None
+    assert isinstance(layer, _FOLDABLE)
     factor = torch.rsqrt(variance.double() + normalization.eps)
     if normalization.weight is not None:
         factor = factor * normalization.weight.detach().double()
@@ -108,13 +110,15 @@ def _modules(
 
 
 def apply_folds(model: nn.Module, folds: list[Fold]) -> None:
-    """Fold in place. A plain ``BatchNorm`` becomes an ``Identity``; of subclasses only the call is passed over.
+    """Fold in place.
 
-    Subclasses (normalization and activation in one module) keep their other duties, so they stay.
+    A plain ``BatchNorm`` becomes an ``Identity``; of subclasses only the call is passed
+    over: they keep their other duties (normalization and activation in one module).
     """
     for fold in folds:
         layer, normalization = model.get_submodule(fold.layer), model.get_submodule(fold.normalization)
-        assert isinstance(layer, _FOLDABLE) and isinstance(normalization, _BatchNorm)
+        assert isinstance(layer, _FOLDABLE)
+        assert isinstance(normalization, _BatchNorm)
         weight, bias = folded_parameters(layer, normalization)
         with torch.no_grad():
             layer.weight.copy_(weight)

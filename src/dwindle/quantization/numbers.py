@@ -52,7 +52,7 @@ class NumberFormat:
         Args:
             dtype: ``int2`` ... ``int8`` or ``uint2`` ... ``uint8``.
             scheme: ``"symmetric"``, ``"affine"`` or None (symmetric for signed, affine for unsigned). Signed
-                symmetric numbers leave out the lowest level (int8: -127 to 127), so that both sides are equal.
+                symmetric numbers leave out the lowest level (int8: -127 to 127), for equal sides.
 
         Raises:
             ConfigError: The names are not known.

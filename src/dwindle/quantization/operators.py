@@ -1,7 +1,7 @@
 """Which operators run in int8, what fuses with them and what shares scales: data, one table for each runtime.
 
-Operators are named as Python calls them (``conv2d``, ``add``, ``flatten``), which is also how they are seen by
-a torch function mode, whether a module or a plain function called them.
+Operators are named as Python calls them (``conv2d``, ``add``, ``flatten``), which is also how they are seen
+by a torch function mode, whether a module or a plain function called them.
 """
 
 from __future__ import annotations

@@ -1,9 +1,9 @@
 """Where quantizers stand: from the recorded operations and a runtime's table to places and shared scales.
 
-Two kinds of places exist. A quantizer on the *output* of an operation is seen by everyone who reads the value:
-behind convolutions and int8 sums, where the runtime's kernel itself writes int8. A quantizer on an *input* is
-seen by that one reader only: a residual stream in float stays float although a linear layer beside reads it in
-int8.
+Two kinds of places exist. A quantizer on the *output* of an operation is seen by everyone who reads the
+value: behind convolutions and int8 sums, where the runtime's kernel itself writes int8. A quantizer on an
+*input* is seen by that one reader only: a residual stream in float stays float although a linear layer beside
+reads it in int8.
 """
 
 from __future__ import annotations

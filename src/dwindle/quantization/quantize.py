@@ -84,12 +84,13 @@ def quantize(
             ``quant_dtype: None`` leaves a target in float.
         example_inputs: Arguments to record the model with: a tensor, a tuple, or a mapping; the first batch
             when not given.
-        backend: The runtime whose placement to use: ``"onnxruntime"`` (fast in OpenVINO too) or ``"openvino"``.
+        backend: The runtime whose placement to use: ``"onnxruntime"`` (good in OpenVINO too) or
+            ``"openvino"``.
         observer: How ranges are found: ``"minmax"``, ``"moving_average"``, ``"percentile"``, ``"histogram"``,
             or a function that makes an observer; the preset's when not given.
         adapt: Function from a batch to inputs, for batches of another form.
         max_batches: Read at most so many batches.
-        bias_correction: Put every channel's mean back where it was in float, on at most 8 batches of the data.
+        bias_correction: Put every channel's mean back where it was in float, on at most 8 batches.
         avoid_saturation: Scale weights so that processors without VNNI compute the same as others (see
             :func:`dwindle.quantization.weights.weight_scale`). Switch it off, for up to one more bit of
             precision, when the file runs only on processors with VNNI, AMX or ARM's dot product.

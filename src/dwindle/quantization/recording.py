@@ -133,10 +133,9 @@ class RecordingMode(CallMode):
         if not results or (not in_place and all(id(tensor) in given for tensor in results)):
             return output
         active = any(value.active for _, value in inputs)
+        places: list[tuple[int | str, Any]] = [*enumerate(args), *kwargs.items()]
         numbers = {
-            place: value
-            for place, value in [*enumerate(args), *kwargs.items()]
-            if isinstance(value, int | float | str | type(None))
+            place: value for place, value in places if isinstance(value, int | float | str | type(None))
         }
         outputs = [self._new(tensor, active) for tensor in results]
         self.operations.append(Operation(key, inputs, outputs, numbers))

@@ -2,13 +2,14 @@
 
 Everything a quantizer needs stands in four buffers of the root module (scales and zero points of activations
 and of weights, packed), so ``state_dict``, ``.to()`` and ``deepcopy`` treat them like any other state, and no
-module is added that a container could trip over. The parameters stay the user's: a weight is quantized where a
-call reads it.
+module is added that a container could trip over. The parameters stay the user's: a weight is quantized where
+a call reads it.
 """
 
 from __future__ import annotations
 
 from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
@@ -27,7 +28,7 @@ BUFFERS = tuple(
     for name in ("activation_scale", "activation_zero_point", "weight_scale", "weight_zero_point")
 )
 NODE_DOMAIN = "dwindle"
-"""Domain of the placeholder operators that an export records; they are replaced before the file is written."""
+"""Domain of the placeholder operators that an export records, and replaces before the file is written."""
 
 
 @dataclass
@@ -108,26 +109,20 @@ class PlacedMode(CallMode):
         simulation = self.simulation
         if key in simulation.passed_over:
             return args[0]
-        places = simulation.placement.inputs.get(key)
-        if places:
-            for position, quantizer in places.items():
-                args, kwargs = replace_at(
-                    args, kwargs, position, lambda value, q=quantizer: self.activation(value, q)
-                )
+        for position, quantizer in simulation.placement.inputs.get(key, {}).items():
+            args, kwargs = replace_at(args, kwargs, position, partial(self.activation, quantizer=quantizer))
         slot = simulation.slots.get(key)
         if slot is not None:
-            args, kwargs = replace_at(
-                args, kwargs, slot.place.position, lambda value: self.weight(value, key, slot)
-            )
+            weight = partial(self.weight, key=key, slot=slot)
+            args, kwargs = replace_at(args, kwargs, slot.place.position, weight)
             if slot.place.bias is not None:
-                args, kwargs = replace_at(
-                    args, kwargs, slot.place.bias, lambda value: self.bias(value, key, slot)
-                )
+                bias = partial(self.bias, key=key, slot=slot)
+                args, kwargs = replace_at(args, kwargs, slot.place.bias, bias)
         output = func(*args, **kwargs)
         if slot is not None:
             output = self.result(output, key, slot)
         made = simulation.placement.outputs.get(key)
-        return output if made is None else map_tensors(output, lambda value: self.activation(value, made))
+        return output if made is None else map_tensors(output, partial(self.activation, quantizer=made))
 
 
 class SimulationMode(PlacedMode):
@@ -225,9 +220,7 @@ class StopSimulation:
             self.simulation.path.stack.clear()
 
 
-def attach(
-    model: nn.Module, simulation: Simulation, parameters: tuple[Tensor, Tensor, Tensor, Tensor]
-) -> None:
+def attach(model: nn.Module, simulation: Simulation, parameters: tuple[Tensor, ...]) -> None:
     """Make a model simulate, in place.
 
     Args:

@@ -10,7 +10,9 @@ from torch import Tensor
 
 
 class GrowingHistogram:
-    """Equal bins over ``[-reach, reach]``; when a value lies outside, ``reach`` doubles and bins merge in pairs.
+    """Equal bins over ``[-reach, reach]``.
+
+    When a value lies outside, ``reach`` doubles and bins merge in pairs.
 
     Merging is exact (a bin is the sum of two old ones), so the counts do not depend on the order of batches
     except through the bin width.
