@@ -323,7 +323,7 @@ class Granularity:
         split, kernel, _ = self._layout(shape)
         grid = [size // block for size, block in zip(split, kernel, strict=True)]
         count = len(grid)
-        wide = block_tensor.reshape([*grid, *([1] * count)]).expand(*grid, *kernel)
+        wide = block_tensor.reshape([*grid, *([1] * count)]).expand([*grid, *kernel])
         order = [part for dim in range(count) for part in (dim, dim + count)]
         return wide.permute(order).reshape(tuple(shape))
 

@@ -167,6 +167,9 @@ def _check_says_something(
     empty = [name for name in selected if name not in covered]
     for name in empty if not settings else [name for name in empty if name in explicit]:
         own = type(modules.by_name[name]).__name__
+        if "target_names" in entry.lists:
+            missing = f"none of the targets {entry.lists['target_names']}"
+            raise ConfigError(f"{entry.where('op_names')}: module {name!r} ({own}) has {missing}")
         hint = ""
         if any(modules.by_name[name].children()):
             inside = f"op_names_re {re.escape(name) + '[.].*'!r}" if name else "op_types"
