@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
@@ -192,12 +193,10 @@ def capture(
             continue
         traces = [evaluation]
         if training:
-            try:
+            with contextlib.suppress(CaptureError):
                 traces.append(
                     record(model, own_args, own_kwargs, training=True, device=evaluation.executed_on)
                 )
-            except CaptureError:
-                pass
         return traces, tuple(own_args), dict(own_kwargs)
     raise failure if failure is not None else CaptureError("no example inputs")
 

@@ -1,6 +1,6 @@
 """Making it real: surgery on the user's own module, the proof, ``dw.realize`` and ``dw.prune``.
 
-The package itself can be called: ``dw.realize(model, example_inputs)`` is :func:`dwindle.realize.realize.realize`.
+The package itself can be called: ``dw.realize(model, example_inputs)`` is :func:`dwindle.realize.from_masks.realize`.
 """
 
 from __future__ import annotations
@@ -9,24 +9,24 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from dwindle.realize.from_masks import realize
 from dwindle.realize.plan import Plan
 from dwindle.realize.prune import prune
-from dwindle.realize.realize import realize as realize_masks
 from dwindle.realize.rewrite import RewrittenModel
 from dwindle.realize.shrink import ShrinkResult
 from dwindle.realize.surgery import apply_plan
 from dwindle.realize.verify import Verification
 from dwindle.training import register_realizer
 
-__all__ = ["Plan", "RewrittenModel", "ShrinkResult", "Verification", "apply_plan", "prune", "realize_masks"]
+__all__ = ["Plan", "RewrittenModel", "ShrinkResult", "Verification", "apply_plan", "prune", "realize"]
 
 
 class _Callable(ModuleType):
     """Lets ``dwindle.realize(...)`` be the function although ``dwindle.realize`` is this package."""
 
     def __call__(self, *args: Any, **kwargs: Any) -> ShrinkResult:
-        return realize_masks(*args, **kwargs)
+        return realize(*args, **kwargs)
 
 
 sys.modules[__name__].__class__ = _Callable
-register_realizer(realize_masks)
+register_realizer(realize)
