@@ -133,6 +133,16 @@ def _repeated(flat: Iterable[Axis]) -> list[Axis]:
     return twice
 
 
+def freeze_diagonals(axis: Axis) -> None:
+    """Freeze leaves that came to stand in more than one factor of a product after the product was made."""
+    axis = axis.find()
+    if axis.kind == PRODUCT:
+        for lf in _repeated(factors(axis)):
+            freeze(lf, "a factor that is multiplied with itself")
+    for part in axis.parts:
+        freeze_diagonals(part)
+
+
 def concatenation(parts: Sequence[Axis]) -> Axis:
     """Return the concatenation of ``parts`` in order."""
     flat = [segment for part in parts for segment in segments(part) if segment.size > 0]

@@ -10,11 +10,18 @@ from __future__ import annotations
 import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
-from itertools import product as every_pair
 from typing import Any
 
 from dwindle.graph.axes import LEAF, PRODUCT, Axis
-from dwindle.graph.expressions import Attribute, Dimension, Expression, describe, evaluate, variables
+from dwindle.graph.expressions import (
+    Attribute,
+    Dimension,
+    Expression,
+    Operation,
+    describe,
+    evaluate,
+    variables,
+)
 from dwindle.graph.rules.registry import Scope, recorded_value
 
 Counts = dict[Axis, int]
@@ -177,13 +184,17 @@ class CountSolver:
 
     def holds(self, constraint: Constraint, counts: Counts) -> bool:
         """Whether a constraint is satisfied under ``counts``."""
+        return self.gap(constraint, counts) == 0
+
+    def gap(self, constraint: Constraint, counts: Counts) -> float:
+        """How far the two sides of a constraint are apart under ``counts``."""
         value = self.value_of(counts)
         left = evaluate(constraint.left, value)
         if isinstance(constraint.right, list):
             right = constraint.sign * sum(count_of(axis, counts) for axis in constraint.right)
         else:
             right = evaluate(constraint.right, value)
-        return bool(left == right)
+        return float(left - right)
 
     def attributes(self, counts: Counts) -> dict[Attribute, int]:
         """Return the new value of every attribute that changes under ``counts``."""
@@ -220,12 +231,11 @@ class CountSolver:
         leaves = [leaf for leaf in constraint.leaves if leaf in free and counts[leaf] < leaf.size]
         best: tuple[float, tuple[int, ...], tuple[Axis, ...]] | None = None
         for leaf in leaves:
-            for number in _steps(counts[leaf], leaf.size, multiple):
-                if self.holds(constraint, {**counts, leaf: number}):
-                    cost = (number - counts[leaf]) / leaf.size
-                    if best is None or cost < best[0]:
-                        best = (cost, (number,), (leaf,))
-                    break
+            number = self._smallest(constraint, counts, leaf, multiple)
+            if number is not None:
+                cost = (number - counts[leaf]) / leaf.size
+                if best is None or cost < best[0]:
+                    best = (cost, (number,), (leaf,))
         if best is None and len(leaves) >= 2:
             best = self._repair_pair(constraint, counts, leaves, multiple)
         if best is not None:
@@ -242,19 +252,45 @@ class CountSolver:
         ordered = sorted(leaves, key=lambda leaf: leaf.size)
         pairs = [(a, b) for i, a in enumerate(ordered) for b in ordered[i + 1 :]]
         for first, second in pairs[:6]:
-            if (first.size - counts[first] + 1) * (second.size - counts[second] + 1) > 200_000:
-                continue
-            numbers = every_pair(
-                _steps(counts[first] - 1, first.size, multiple),
-                _steps(counts[second] - 1, second.size, multiple),
-            )
-            for a, b in numbers:
-                cost = (a - counts[first]) / first.size + (b - counts[second]) / second.size
-                if (best is None or cost < best[0]) and self.holds(
-                    constraint, {**counts, first: a, second: b}
-                ):
-                    best = (cost, (a, b), (first, second))
+            for number in _steps(counts[first] - 1, first.size, multiple)[:256]:
+                cost = (number - counts[first]) / first.size
+                if best is not None and cost >= best[0]:
+                    break
+                trial = {**counts, first: number}
+                other = counts[second]
+                if not self.holds(constraint, trial):
+                    found = self._smallest(constraint, trial, second, multiple)
+                    if found is None:
+                        continue
+                    other = found
+                cost += (other - counts[second]) / second.size
+                if best is None or cost < best[0]:
+                    best = (cost, (number, other), (first, second))
         return best
+
+    def _smallest(self, constraint: Constraint, counts: Counts, leaf: Axis, multiple: int) -> int | None:
+        """Smallest count of ``leaf`` above its present one that satisfies the constraint; None where none does."""
+        here = self.gap(constraint, counts)
+        slope = self.gap(constraint, {**counts, leaf: counts[leaf] + 1}) - here
+        if slope:
+            # most constraints are linear in one count
+            number = counts[leaf] - here / slope
+            if number.is_integer() and counts[leaf] < number <= leaf.size:
+                whole = int(number)
+                fits = whole % multiple == 0 or whole == leaf.size
+                if fits and self.holds(constraint, {**counts, leaf: whole}):
+                    return whole
+        steps = _steps(counts[leaf], leaf.size, multiple)
+        if len(steps) > 64 and not _has_division(constraint.left):
+            return None
+        return next((n for n in steps if self.holds(constraint, {**counts, leaf: n})), None)
+
+
+def _has_division(expression: Expression) -> bool:
+    """Whether an expression rounds, so that it is not linear in a size."""
+    if isinstance(expression, Operation):
+        return expression.name in ("floordiv", "mod", "pow") or any(map(_has_division, expression.operands))
+    return False
 
 
 @dataclass(eq=False, slots=True)

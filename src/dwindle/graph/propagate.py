@@ -35,7 +35,22 @@ def propagate(traces: list[Trace]) -> tuple[dict[str, list[Axis]], Scope]:
                 value.axes = [algebra.leaf(size) for size in value.shape]
             for axis in value.axes:
                 algebra.freeze(axis, "model output")
+    _freeze_diagonals(traces, parameter_axes)
     return parameter_axes, scope
+
+
+def _freeze_diagonals(traces: list[Trace], parameter_axes: dict[str, list[Axis]]) -> None:
+    """Two factors of one product may have been found equal only after the product was made."""
+    every = {axis.find() for axes in parameter_axes.values() for axis in axes}
+    every |= {
+        axis.find()
+        for trace in traces
+        for node in trace.nodes
+        for value in node.outputs
+        for axis in value.axes
+    }
+    for axis in every:
+        algebra.freeze_diagonals(axis)
 
 
 def _apply(node: Node, scope: Scope) -> None:

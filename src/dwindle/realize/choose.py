@@ -125,35 +125,52 @@ def counts_for_target(
             high, small = middle, counts
         if abs(cost.cost(name, counts) - goal) <= 0.002 * goal:
             return counts
-    best = small
-    current = dict(small)
-    for leaf in sorted(small, key=lambda axis: axis.number):
-        if large[leaf] <= small[leaf]:
-            continue
-        trial = solver.solve({**current, leaf: large[leaf]}, multiple)
-        if cost.cost(name, trial) <= goal * (1 + TARGET_TOLERANCE / 2):
-            current = trial
-        if abs(cost.cost(name, current) - goal) < abs(cost.cost(name, best) - goal):
-            best = dict(current)
+    best = _by_free_axes(small, solver, cost, name, goal, multiple)
     if abs(cost.cost(name, best) - goal) > TARGET_TOLERANCE * goal:
-        best = _step_single_indices(best, solver, cost, name, goal, multiple)
+        best = _axis_by_axis(best, solver, cost, name, goal, multiple)
     return best
 
 
-def _step_single_indices(
+def _by_free_axes(
+    small: Counts, solver: CountSolver, cost: CostModel, name: str, goal: float, multiple: int
+) -> Counts:
+    """Widen the axes that no constraint binds, all by the same share, as far as the goal allows.
+
+    Bound axes move in steps (a whole head of every layer); the free ones can close what a step leaves over.
+    """
+    bound = {leaf for constraint in solver.constraints for leaf in constraint.leaves}
+    free = [leaf for leaf in small if leaf not in bound]
+    low, high = 0.0, 1.0
+    best = dict(small)
+    for _ in range(24 if free else 0):
+        share = (low + high) / 2
+        trial = dict(small)
+        for leaf in free:
+            wider = small[leaf] + int((leaf.size - small[leaf]) * share + 0.5)
+            trial[leaf] = wider if wider == leaf.size else max(small[leaf], wider - wider % multiple)
+        if cost.cost(name, trial) <= goal:
+            low, best = share, trial
+        else:
+            high = share
+    return best
+
+
+def _axis_by_axis(
     counts: Counts, solver: CountSolver, cost: CostModel, name: str, goal: float, multiple: int
 ) -> Counts:
-    """Give single indices back where that brings the cost nearer to the goal."""
+    """Give indices back to one axis after another, as long as the cost stays below the goal."""
     best = dict(counts)
-    for _ in range(64):
-        improved = False
-        for leaf in sorted(best, key=lambda axis: axis.number):
-            if best[leaf] >= leaf.size:
-                continue
-            trial = solver.solve({**best, leaf: best[leaf] + 1}, multiple)
-            if abs(cost.cost(name, trial) - goal) < abs(cost.cost(name, best) - goal):
-                best, improved = trial, True
-        if not improved:
+    for leaf in sorted(best, key=lambda axis: -axis.size):
+        low, high = best[leaf], leaf.size
+        while low < high:
+            middle = (low + high + 1) // 2
+            trial = solver.solve({**best, leaf: middle}, multiple)
+            if cost.cost(name, trial) <= goal * (1 + TARGET_TOLERANCE / 2):
+                low = middle
+            else:
+                high = middle - 1
+        best = solver.solve({**best, leaf: low}, multiple)
+        if abs(cost.cost(name, best) - goal) <= TARGET_TOLERANCE / 2 * goal:
             break
     return best
 
