@@ -25,6 +25,7 @@ from dwindle.config.errors import ExportError, require
 from dwindle.export.capture import capture, structure_of
 from dwindle.export.onnx_file import OPSET, write_onnx
 from dwindle.export.qdq_graph import GraphEditor
+from dwindle.export.qdq_simplify import Simplifier
 from dwindle.measure.macs import evaluation_mode
 from dwindle.measure.structure import example_call
 from dwindle.quantization.calls import CallKey
@@ -165,6 +166,7 @@ def _insert(proto: Any, model: nn.Module, weights: Mapping[CallKey, IntegerWeigh
     """Replace all placeholders of a graph, and drop what nobody reads any more."""
     simulation = simulation_of(model)
     scale, zero_point, _, _ = quantization_parameters(model)
+    Simplifier(proto, NODE_DOMAIN).run()
     editor = GraphEditor(proto)
     for node in editor.placeholders(NODE_DOMAIN):
         attributes = editor.attributes(node)
