@@ -64,7 +64,12 @@ def test_an_expression_never_means_the_model_itself():
 @settings(max_examples=40, deadline=None)
 def test_excludes_are_set_difference(types, excluded, excluded_types):
     model = Small()
-    classes = {"Conv2d": nn.Conv2d, "Linear": nn.Linear, "BatchNorm2d": nn.BatchNorm2d, "SubLinear": SubLinear}
+    classes = {
+        "Conv2d": nn.Conv2d,
+        "Linear": nn.Linear,
+        "BatchNorm2d": nn.BatchNorm2d,
+        "SubLinear": SubLinear,
+    }
     expected = [
         name
         for name, module in model.named_modules()
@@ -109,14 +114,32 @@ def test_one_module_under_two_names_is_one():
     ("entry", "message"),
     [
         ({"op_names": ["cnv1"]}, "key 'op_names': the model has no module 'cnv1'; did you mean 'conv1'?"),
-        ({"op_types": ["Conv2D"]}, "key 'op_types': the model has no module of type 'Conv2D'; did you mean 'Conv2d'?"),
+        (
+            {"op_types": ["Conv2D"]},
+            "key 'op_types': the model has no module of type 'Conv2D'; did you mean 'Conv2d'?",
+        ),
         ({"op_types": ["Conv2d", "Linaer"]}, "type 'Linaer'; did you mean 'Linear'?"),
-        ({"op_types": ["Conv3d"]}, "no module has op_types ['Conv3d']; the model's types are BatchNorm2d, Conv2d"),
-        ({"op_types": ["Linear"], "exclude_op_names": ["fc3"]}, "key 'exclude_op_names': the model has no module 'fc3'"),
+        (
+            {"op_types": ["Conv3d"]},
+            "no module has op_types ['Conv3d']; the model's types are BatchNorm2d, Conv2d",
+        ),
+        (
+            {"op_types": ["Linear"], "exclude_op_names": ["fc3"]},
+            "key 'exclude_op_names': the model has no module 'fc3'",
+        ),
         ({"op_types": ["Linear"], "exclude_op_types": ["SubLiner"]}, "did you mean 'SubLinear'?"),
-        ({"op_types": ["Linear"], "exclude_op_names_re": ["head.*"]}, "key 'exclude_op_names_re': 'head.*' matches"),
-        ({"op_types": ["Linear"], "op_names": ["conv1"]}, "no module has op_types ['Linear'] and op_names ['conv1']"),
-        ({"op_names": ["blocks"]}, "module 'blocks' (ModuleList) has no parameters of its own; select what is"),
+        (
+            {"op_types": ["Linear"], "exclude_op_names_re": ["head.*"]},
+            "key 'exclude_op_names_re': 'head.*' matches",
+        ),
+        (
+            {"op_types": ["Linear"], "op_names": ["conv1"]},
+            "no module has op_types ['Linear'] and op_names ['conv1']",
+        ),
+        (
+            {"op_names": ["blocks"]},
+            "module 'blocks' (ModuleList) has no parameters of its own; select what is",
+        ),
         ({"op_names": ["conv1", "blocks.0.1"]}, "module 'blocks.0.1' (ReLU) has no parameters"),
         ({"op_names": "conv1"}, "key 'op_names' must be a list, got 'conv1'"),
         ({"op_names": [1]}, "key 'op_names' must hold texts, got 1"),
@@ -124,7 +147,7 @@ def test_one_module_under_two_names_is_one():
         ({"op_names": []}, "one of op_types, op_names, op_names_re is required"),
         ({"op_name": ["conv1"]}, "key 'op_name' is not known for pruning; did you mean 'op_names'?"),
     ],
-)  # fmt: skip
+)
 def test_errors_name_the_entry_the_key_and_the_nearest_choice(entry, message):
     good = {"op_names": ["fc1"], "sparse_ratio": 0.5}
     with pytest.raises(ConfigError) as caught:
@@ -167,7 +190,9 @@ def test_parametrized_modules_are_seen_as_the_user_wrote_them():
     parametrize.register_parametrization(model.fc1, "bias", Halved())
     assert resolve(model, [{"op_names_re": [".*"], "sparse_ratio": 0.5}], "pruning") == before
     assert modules(model, op_types=["Linear"]) == LINEARS
-    assert not [t for t in resolve(model, [{"op_names_re": [".*"]}], "distillation") if "parametriz" in t.path]
+    assert not [
+        t for t in resolve(model, [{"op_names_re": [".*"]}], "distillation") if "parametriz" in t.path
+    ]
     root = nn.Linear(2, 2)
     parametrize.register_parametrization(root, "weight", Halved())
     assert list(resolve(root, [{"op_types": ["Linear"], "sparse_ratio": 0.5}], "pruning")) == [

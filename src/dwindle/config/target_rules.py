@@ -21,6 +21,8 @@ from dwindle.config.targets import (
     tensor_of,
 )
 
+_POSITIONAL = (inspect.Parameter.POSITIONAL_ONLY, inspect.Parameter.POSITIONAL_OR_KEYWORD)
+
 __all__ = ["aligned_mask", "default_targets", "follower_of", "has_target", "shape_of"]
 
 
@@ -43,11 +45,11 @@ def has_target(module: nn.Module, name: str) -> bool:
     if not name.startswith(INPUT_PREFIX):
         return shape_of(module, name) is not None
     wanted = name.removeprefix(INPUT_PREFIX)
-    kinds = {parameter.kind for parameter in inspect.signature(module.forward).parameters.values()}
-    arguments = forward_arguments(module)
+    kinds = [parameter.kind for parameter in inspect.signature(module.forward).parameters.values()]
     if wanted.isdigit():
-        return int(wanted) < len(arguments) or inspect.Parameter.VAR_POSITIONAL in kinds
-    return wanted in arguments or inspect.Parameter.VAR_KEYWORD in kinds
+        positional = sum(kind in _POSITIONAL for kind in kinds)
+        return int(wanted) < positional or inspect.Parameter.VAR_POSITIONAL in kinds
+    return wanted in forward_arguments(module) or inspect.Parameter.VAR_KEYWORD in kinds
 
 
 def known_targets(module: nn.Module) -> list[str]:
