@@ -29,6 +29,7 @@ HUGGING_FACE = ["bert", "gpt2", "llama", "t5", "hf_vit"]
 def build(name: str) -> tuple:
     """Return (model, args, kwargs)."""
     import torch
+
     from support import torchvision_shim
 
     torchvision_shim.install()

@@ -5,8 +5,9 @@
 Each model runs in a process of its own with a time and memory limit (Torch-Pruning does not come back from some).
 Within a process the two tools alternate on fresh copies of the same model with the same 50 % ratio; figures are
 medians. Torch-Pruning's time is building its dependency graph (the constructor) plus ``step()``, which removes the
-channels; it has no proof. ``torch.export`` is the time that capturing the evaluation mode alone would take by export,
-beside dwindle's own recording of evaluation and training mode. Install it with ``pip install --no-deps torch-pruning==1.6.1``.
+channels; it has no proof. Install it with ``pip install --no-deps torch-pruning==1.6.1``. The column
+``torch.export`` is what capturing the evaluation mode alone would take by export, beside dwindle's own recording of
+evaluation and training mode.
 """
 
 from __future__ import annotations
@@ -156,8 +157,9 @@ def table(rows: list[dict]) -> str:
         s = row["seconds"]
         peer = row["torch_pruning_seconds"]
         lines.append(
-            f"| {row['model']} | {row['torch_export_seconds']:.3f} | {s['capture']:.3f} | {s['analyse']:.3f} | {s['shrink']:.3f} | {s.get('prove', 0):.2f} "
-            f"| {row['max_difference']:.1e} | {row['parameters_left']:.3f} "
+            f"| {row['model']} | {row['torch_export_seconds']:.3f} | {s['capture']:.3f} | {s['analyse']:.3f} "
+            f"| {s['shrink']:.3f} | {s.get('prove', 0):.2f} | {row['max_difference']:.1e} "
+            f"| {row['parameters_left']:.3f} "
             + (
                 f"| {peer:.3f} | {row['torch_pruning_parameters_left']:.3f} |"
                 if peer

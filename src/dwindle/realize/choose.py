@@ -115,12 +115,12 @@ def counts_for_target(
             f"target: {name} = {share:g} cannot be reached; the axes that may shrink allow no less than {reachable:.3f}"
         )
     low, high = 0.0, 1.0
-    large, small = solver.solve(counts_at(0.0), multiple), lowest
+    small = lowest
     for _ in range(30):
         middle = (low + high) / 2
         counts = solver.solve(counts_at(middle), multiple)
         if cost.cost(name, counts) > goal:
-            low, large = middle, counts
+            low = middle
         else:
             high, small = middle, counts
         if abs(cost.cost(name, counts) - goal) <= 0.002 * goal:
