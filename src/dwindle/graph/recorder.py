@@ -26,19 +26,12 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dwindle.config.errors import CaptureError
 from dwindle.graph import expressions
 from dwindle.graph.expressions import Dimension, Expression, TaggedFloat, TaggedInt
+from dwindle.graph.stand_ins import stand_ins, to_meta
 from dwindle.graph.tagging import tagged_integers
 from dwindle.graph.trace import Node, Trace, Value
 
 _LIBRARY_FOLDERS = (torch.__path__[0] + os.sep, __file__.rsplit("graph", 1)[0])
 _SHAPE, _SIZE = torch.Tensor.shape, torch.Tensor.size
-
-
-def user_name(name: str) -> str:
-    """Return the user's name of a parametrized parameter: ``a.parametrizations.weight.original`` is ``a.weight``."""
-    if ".original" in name and "parametrizations." in name and name.endswith(".original"):
-        head, _, tail = name.rpartition("parametrizations.")
-        return head + tail[: -len(".original")]
-    return name
 
 
 class _Recording:
@@ -241,56 +234,6 @@ def _transparent_functions() -> Iterator[None]:
             setattr(place, name, original)
 
 
-def _tensor_slots(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, str, str]]:
-    """Yield ``(dictionary, key, kind, name)`` for every tensor that a module of ``model`` holds."""
-    for path, module in model.named_modules(remove_duplicate=True):
-        prefix = f"{path}." if path else ""
-        for key, held in module._parameters.items():
-            if held is not None:
-                yield module._parameters, key, "parameter", user_name(prefix + key)
-        for key, held in module._buffers.items():
-            if held is not None:
-                yield module._buffers, key, "buffer", prefix + key
-        for key, held in vars(module).items():
-            if isinstance(held, torch.Tensor):
-                yield vars(module), key, "buffer", prefix + key
-
-
-@contextmanager
-def _stand_ins(model: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[list[Any]]:
-    """Swap every tensor of the model for ``replace(tensor)``; yields ``(tensor, kind, name)``; restores on exit."""
-    saved: list[tuple[Any, Any, torch.Tensor]] = []
-    substitutes: dict[int, torch.Tensor] = {}
-    listing: list[tuple[torch.Tensor, str, str]] = []
-    try:
-        for slots, key, kind, name in list(_tensor_slots(model)):
-            original = slots[key]
-            if id(original) not in substitutes:
-                substitutes[id(original)] = replace(original)
-                listing.append((substitutes[id(original)], kind, name))
-            if substitutes[id(original)] is not original:
-                saved.append((slots, key, original))
-                slots[key] = substitutes[id(original)]
-        for module in model.modules():
-            # recurrent modules keep a second list of their parameters
-            flat = vars(module).get("_flat_weights")
-            if isinstance(flat, list):
-                for position, original in enumerate(flat):
-                    if isinstance(original, torch.Tensor) and id(original) in substitutes:
-                        saved.append((flat, position, original))
-                        flat[position] = substitutes[id(original)]
-        yield listing
-    finally:
-        for slots, key, original in saved:
-            slots[key] = original
-
-
-def _to_meta(tensor: torch.Tensor) -> torch.Tensor:
-    """An empty tensor of the same shape and dtype on the meta device, a parameter when ``tensor`` is one."""
-    empty = torch.empty_like(tensor.detach(), device="meta")
-    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
-
-
 def tensors_in(tree: Any) -> Iterator[torch.Tensor]:
     """Yield the tensors in nested containers and dataclasses. Other objects (caches) are not entered."""
     if isinstance(tree, torch.Tensor):
@@ -363,7 +306,7 @@ def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, devic
     recording = _Recording()
     modes = {module: module.training for module in model.modules()}
     if device == "meta":
-        replace: Callable[[torch.Tensor], torch.Tensor] = _to_meta
+        replace: Callable[[torch.Tensor], torch.Tensor] = to_meta
     elif training:
         # running statistics are updated in training mode: on copies, not on the user's
         replace = lambda t: t if isinstance(t, nn.Parameter) else t.detach().clone()  # noqa: E731
@@ -375,7 +318,7 @@ def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, devic
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.inference_mode())
-        listing = stack.enter_context(_stand_ins(model, replace))
+        listing = stack.enter_context(stand_ins(model, replace))
         parameters: dict[str, Value] = {}
         for tensor, kind, name in listing:
             parameters[name] = Value(kind, name, tuple(tensor.shape), tensor.dtype)

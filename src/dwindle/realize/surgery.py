@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dwindle.config.errors import RealizeError
-from dwindle.graph.recorder import user_name
+from dwindle.graph.stand_ins import user_name
 from dwindle.realize.plan import AttributeChange, Plan
 from dwindle.realize.standard_modules import standard_attributes
 

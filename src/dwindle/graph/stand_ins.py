@@ -1,0 +1,68 @@
+"""Swaps the tensors of a model for stand-ins while it is recorded, and gives tensors the user's own names."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import nn
+
+
+def user_name(name: str) -> str:
+    """Return the user's name of a parametrized parameter: ``a.parametrizations.weight.original`` is ``a.weight``."""
+    if ".original" in name and "parametrizations." in name and name.endswith(".original"):
+        head, _, tail = name.rpartition("parametrizations.")
+        return head + tail[: -len(".original")]
+    return name
+
+
+def _tensor_slots(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, str, str]]:
+    """Yield ``(dictionary, key, kind, name)`` for every tensor that a module of ``model`` holds."""
+    for path, module in model.named_modules(remove_duplicate=True):
+        prefix = f"{path}." if path else ""
+        for key, held in module._parameters.items():
+            if held is not None:
+                yield module._parameters, key, "parameter", user_name(prefix + key)
+        for key, held in module._buffers.items():
+            if held is not None:
+                yield module._buffers, key, "buffer", prefix + key
+        for key, held in vars(module).items():
+            if isinstance(held, torch.Tensor):
+                yield vars(module), key, "buffer", prefix + key
+
+
+@contextmanager
+def stand_ins(model: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor]) -> Iterator[list[Any]]:
+    """Swap every tensor of the model for ``replace(tensor)``; yields ``(tensor, kind, name)``; restores on exit."""
+    saved: list[tuple[Any, Any, torch.Tensor]] = []
+    substitutes: dict[int, torch.Tensor] = {}
+    listing: list[tuple[torch.Tensor, str, str]] = []
+    try:
+        for slots, key, kind, name in list(_tensor_slots(model)):
+            original = slots[key]
+            if id(original) not in substitutes:
+                substitutes[id(original)] = replace(original)
+                listing.append((substitutes[id(original)], kind, name))
+            if substitutes[id(original)] is not original:
+                saved.append((slots, key, original))
+                slots[key] = substitutes[id(original)]
+        for module in model.modules():
+            # recurrent modules keep a second list of their parameters
+            flat = vars(module).get("_flat_weights")
+            if isinstance(flat, list):
+                for position, original in enumerate(flat):
+                    if isinstance(original, torch.Tensor) and id(original) in substitutes:
+                        saved.append((flat, position, original))
+                        flat[position] = substitutes[id(original)]
+        yield listing
+    finally:
+        for slots, key, original in saved:
+            slots[key] = original
+
+
+def to_meta(tensor: torch.Tensor) -> torch.Tensor:
+    """An empty tensor of the same shape and dtype on the meta device, a parameter when ``tensor`` is one."""
+    empty = torch.empty_like(tensor.detach(), device="meta")
+    return nn.Parameter(empty, tensor.requires_grad) if isinstance(tensor, nn.Parameter) else empty
