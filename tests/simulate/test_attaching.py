@@ -109,7 +109,7 @@ def test_a_plain_checkpoint_loads_strictly_and_keeps_the_mask() -> None:
     assert torch.equal(model[0].weight, plain[0].weight * half(4, 1, 1, 1))
     broken = model.state_dict()
     del broken["0.weight"]
-    with pytest.raises(RuntimeError, match="0.weight"):
+    with pytest.raises(RuntimeError, match=r"0\.weight"):
         model.load_state_dict(broken, strict=True)
 
 

@@ -1,4 +1,4 @@
-"""What masks do to numbers: closed forms, recurrent layers, attention, autocast, compilation, data parallelism."""
+"""What masks do to numbers: closed forms, recurrent layers, attention, autocast, compilation, DDP."""
 
 from __future__ import annotations
 

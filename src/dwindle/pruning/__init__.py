@@ -1,1 +1,20 @@
-"""."""
+"""Pruners: which weights go, by what measure, in what blocks and groups."""
+
+from dwindle.pruning.base import Pruner
+from dwindle.pruning.geometric_median import FPGMPruner
+from dwindle.pruning.importance import IMPORTANCES
+from dwindle.pruning.magnitude import L1NormPruner, L2NormPruner, LevelPruner
+from dwindle.pruning.random import RandomPruner
+from dwindle.pruning.report import PruningReport, SparsityRow
+
+__all__ = [
+    "IMPORTANCES",
+    "FPGMPruner",
+    "L1NormPruner",
+    "L2NormPruner",
+    "LevelPruner",
+    "Pruner",
+    "PruningReport",
+    "RandomPruner",
+    "SparsityRow",
+]

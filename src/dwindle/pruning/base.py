@@ -1,0 +1,253 @@
+"""The way of every pruner: collect weights, measure them, choose, mask.
+
+A pruner differs from another in :meth:`Pruner.metric` alone; everything else stands in pure functions
+(:mod:`~dwindle.pruning.groups`, :mod:`~dwindle.pruning.sparsity`, :mod:`~dwindle.pruning.masks`).
+"""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dwindle import simulate
+from dwindle.config import Granularity, Target, excluded_modules
+from dwindle.config.errors import ConfigError
+from dwindle.pruning.coupling import Coupling
+from dwindle.pruning.groups import selected, unit_sets
+from dwindle.pruning.masks import follow_alignments, follow_axes, mask_axis, masks_of_goals, tie
+from dwindle.pruning.plan import make_plan
+from dwindle.pruning.report import PruningReport, SparsityRow
+
+
+class Pruner:
+    """Base of all pruners.
+
+    Args:
+        model: The model. The constructor only reads it; :meth:`compress` attaches masks to it in place.
+        config_list: Entries as in :mod:`dwindle.config`.
+        example_inputs: A tensor or a tuple of positional inputs. With them the model is analysed: channels that
+            belong together (residual branches, depthwise convolutions, heads) get one mask from the mean of
+            their metrics, norms and biases of masked channels are masked with them, and channels that must stay
+            (the model's outputs) stay. Without them every target stands alone, unless the config groups it.
+        example_kwargs: Keyword inputs.
+
+    Raises:
+        ConfigError: The config_list does not fit the model, or this pruner.
+    """
+
+    #: What ``granularity: "default"`` means.
+    default_granularity: str | None = "out_channel"
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config_list: Sequence[Mapping[str, Any]],
+        example_inputs: Any = None,
+        example_kwargs: Mapping[str, Any] | None = None,
+    ) -> None:
+        self.model = model
+        self.plan = make_plan(model, config_list, self.default_granularity)
+        for planned in self.plan.goals.values():
+            self.check(planned.target, planned.granularity)
+        self._excluded = excluded_modules(model, config_list, "pruning")
+        self._inputs: tuple[Any, ...] | None = None
+        if example_inputs is not None or example_kwargs is not None:
+            given = () if example_inputs is None else example_inputs
+            self._inputs = tuple(given) if isinstance(given, tuple | list) else (given,)
+        self._kwargs = dict(example_kwargs or {})
+        self._coupling: Coupling | None = None
+        self._before: dict[Target, Tensor] = {}
+        self._compressed = False
+        self._progress = 0.0
+        self._report: PruningReport | None = None
+
+    def check(self, target: Target, granularity: Granularity) -> None:
+        """Refuse a target that this pruner cannot rank.
+
+        Raises:
+            ConfigError: Saying why.
+        """
+
+    def metric(self, target: Target, weight: Tensor, granularity: Granularity) -> Tensor:
+        """Return the importance of each block of a parameter; what is smallest goes first.
+
+        Args:
+            target: The parameter.
+            weight: Its value as the model uses it, without gradient.
+            granularity: Its blocks.
+
+        Returns:
+            A tensor of ``granularity.block_shape(weight.shape)``.
+        """
+        raise NotImplementedError
+
+    def compress(self) -> tuple[nn.Module, dict[str, dict[str, Tensor]]]:
+        """Mask the model in place.
+
+        Returns:
+            The model and its masks, ``{module: {target: mask}}``.
+
+        Raises:
+            ConfigError: It was called before.
+            CaptureError: The model fails on the example inputs; it was not touched.
+        """
+        if self._compressed:
+            raise ConfigError("compress() was called before; make a new pruner for another round")
+        if self._inputs is not None:
+            self._coupling = Coupling(self.model, self._analyse(), self._excluded)
+        self._before = simulate.get_masks(self.model)
+        self._mask(1.0)
+        self._compressed = True
+        return self.model, self.masks
+
+    def update(self, progress: float) -> None:
+        """Measure again and renew the masks, with ratios scaled by ``progress`` (for schedules).
+
+        Args:
+            progress: 0 masks nothing, 1 is the goal of the config_list.
+
+        Raises:
+            ConfigError: ``compress()`` was not called, or the number is not between 0 and 1.
+        """
+        if not self._compressed:
+            raise ConfigError("update() renews masks; call compress() first")
+        if not 0 <= progress <= 1:
+            raise ConfigError(f"progress {progress} is not between 0 and 1")
+        self._mask(progress)
+
+    def _analyse(self) -> Any:
+        from dwindle.graph import analyse
+
+        with simulate.disabled(self.model):
+            return analyse(self.model, self._inputs or (), self._kwargs)
+
+    def _mask(self, progress: float) -> None:
+        """Compute all masks, then attach them: a failure leaves the model as it was."""
+        goals = self.plan.goals
+        modules = dict(self.model.named_modules())
+        metrics = {
+            target: self.metric(target, weight, goals[target].granularity)
+            for target, weight in self.collect().items()
+        }
+        sets, notes = unit_sets(goals, metrics, progress=progress, coupling=self._coupling)
+        keep, axes = selected(sets, goals, metrics, coupling=self._coupling)
+        masks = masks_of_goals(self.plan, keep)
+        followed = follow_axes(masks, self._coupling, axes) if self._coupling is not None else {}
+        followed |= follow_alignments(masks, self.plan.settings, modules)
+        followed |= tie(masks, self.model)
+        for target in sorted(masks, key=lambda own: list(modules).index(own.module)):
+            mask, module = masks[target], modules[target.module]
+            if target in self._before:
+                mask = mask.to(self._before[target].device) * self._before[target]
+            setting = self.plan.settings.get(target)
+            method = setting.apply_method if setting is not None else "mul"
+            axis = mask_axis(target, module, mask)
+            simulate.attach_mask(self.model, target, mask, apply_method=method, axis=axis)
+        self._progress = progress
+        self._report = self._describe(masks, followed, notes, progress)
+        if progress == 1:
+            self._warn_of_misses()
+
+    def collect(self) -> dict[Target, Tensor]:
+        """Return the values of the ranked parameters, as the model uses them before this pruner."""
+        modules = dict(self.model.named_modules())
+        values = {}
+        for target in self.plan.goals:
+            parameter = modules[target.module]._parameters[target.name]
+            if parameter is None:
+                raise ConfigError(f"{target} is no longer there")
+            value = parameter.detach()
+            if target in self._before:
+                value = value * self._before[target].to(value)
+            values[target] = value
+        return values
+
+    def _describe(
+        self,
+        masks: Mapping[Target, Tensor],
+        followed: Mapping[Target, str],
+        notes: list[str],
+        progress: float,
+    ) -> PruningReport:
+        rows = []
+        for target, mask in masks.items():
+            planned = self.plan.goals.get(target)
+            requested = None
+            if planned is not None and planned.setting.goal is not None:
+                alone = planned.setting.global_group_id is None
+                requested = planned.setting.goal * progress if alone else None
+            blocks = planned.granularity.block_count(planned.shape) if planned is not None else mask.numel()
+            parts = (planned.setting.internal_metric_block or 1) if planned is not None else 1
+            share = float((mask == 0).sum()) / max(mask.numel(), 1)
+            follows = None if planned is not None else followed.get(target)
+            rows.append(SparsityRow(str(target), requested, share, blocks // parts, follows))
+        return PruningReport(tuple(rows), tuple(notes))
+
+    def _warn_of_misses(self) -> None:
+        report = self.report()
+        if not report.missed:
+            return
+        listed = ", ".join(
+            f"{row.target} {row.achieved:.0%} of {row.requested:.0%}" for row in report.missed[:4]
+        )
+        more = f" and {len(report.missed) - 4} more" if len(report.missed) > 4 else ""
+        reasons = "; ".join(report.notes[:3])
+        warnings.warn(
+            f"less was pruned than asked: {listed}{more}{'; ' + reasons if reasons else ''} (see report())",
+            stacklevel=4,
+        )
+
+    def report(self) -> PruningReport:
+        """Return what was asked and what was done.
+
+        Raises:
+            ConfigError: ``compress()`` was not called.
+        """
+        if self._report is None:
+            raise ConfigError("there is nothing to report before compress()")
+        return self._report
+
+    @property
+    def masks(self) -> dict[str, dict[str, Tensor]]:
+        """The masks of the model, ``{module: {target: mask}}``."""
+        return simulate.masks_as_nested(self.model)
+
+    def step(self) -> None:
+        """The optimizer has made one step; masks that do not change need nothing."""
+
+    def loss(self) -> Tensor | float:
+        """What to add to the loss: nothing."""
+        return 0.0
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The pruner's own trainable parameters: none."""
+        yield from ()
+
+    def detach(self, *, keep_values: bool = True) -> nn.Module:
+        """Take the masks off the model, leaving masked weights at zero (or, with False, as they were)."""
+        return simulate.detach(self.model, keep_values=keep_values, stage="mask")
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on; the masks themselves are in the model's own state."""
+        return {"compressed": self._compressed, "progress": self._progress}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave.
+
+        Raises:
+            ConfigError: A key is missing.
+        """
+        missing = {"compressed", "progress"} - set(state)
+        if missing:
+            raise ConfigError(f"the state of a pruner needs {', '.join(sorted(missing))}")
+        self._compressed, self._progress = bool(state["compressed"]), float(state["progress"])
+
+
+def block_norm(weight: Tensor, granularity: Granularity, order: int) -> Tensor:
+    """Return the L1 or L2 norm of each block, computed in float32 at least."""
+    wide = weight if weight.dtype == torch.float64 else weight.float()
+    return granularity.reduce(wide.abs(), "sum") if order == 1 else granularity.reduce(wide, "norm")
