@@ -283,7 +283,8 @@ def test_quantization_of_single_targets_says_nothing_about_the_others():
 def test_the_first_of_two_entries_holds_with_a_warning():
     config = [{"op_names": ["fc1"], "sparse_ratio": 0.2}, {"op_types": ["Linear"], "sparse_ratio": 0.5}]
     with pytest.warns(
-        UserWarning, match=r"fc1.weight is configured by config_list\[0\] and config_list\[1\]; the first"
+        UserWarning,
+        match=r"fc1.weight is configured by config_list\[0\] and config_list\[1\]; config_list\[0\] holds",
     ):
         found = resolve(Small(), config, "pruning")
     assert (found[WEIGHT].sparse_ratio, found[Target("fc2", "weight")].sparse_ratio) == (0.2, 0.5)

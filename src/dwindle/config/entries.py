@@ -6,6 +6,8 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+from torch import nn
+
 from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.config.legacy import is_legacy, translate
 from dwindle.config.schema import other_kind_of, setting_keys, validate
@@ -37,12 +39,15 @@ class Entry:
         return f"config_list[{self.index}]" + (f": key {key!r}" if key else "")
 
 
-def parse_entries(config_list: Sequence[Mapping[str, Any]], kind: str, *, quiet: bool = False) -> list[Entry]:
+def parse_entries(
+    config_list: Sequence[Mapping[str, Any]], kind: str, model: nn.Module, *, quiet: bool = False
+) -> list[Entry]:
     """Check the form of a config_list.
 
     Args:
         config_list: Entries as dicts, in the form of NNI 3.0 or 2.x.
         kind: ``pruning``, ``quantization`` or ``distillation``.
+        model: The model; only lists of 2.x need it.
         quiet: Do not warn about the form of 2.x.
 
     Raises:
@@ -58,7 +63,7 @@ def parse_entries(config_list: Sequence[Mapping[str, Any]], kind: str, *, quiet:
         if not isinstance(item, Mapping):
             raise ConfigError(f"config_list[{index}] must be a dict, got {type(item).__name__}")
     if is_legacy(config_list):
-        numbered = translate(config_list, kind, quiet=quiet)
+        numbered = translate(config_list, kind, model, quiet=quiet)
     else:
         numbered = list(enumerate(map(dict, config_list)))
     return [_parse(index, item, kind) for index, item in numbered]

@@ -12,6 +12,8 @@ import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+from torch import nn
+
 from dwindle.config.errors import ConfigError, did_you_mean
 
 #: Keys that only 2.x has.
@@ -62,13 +64,14 @@ def is_legacy(config_list: Sequence[Mapping[str, Any]]) -> bool:
 
 
 def translate(
-    config_list: Sequence[Mapping[str, Any]], kind: str, *, quiet: bool = False
+    config_list: Sequence[Mapping[str, Any]], kind: str, model: nn.Module, *, quiet: bool = False
 ) -> list[tuple[int, dict[str, Any]]]:
     """Return a 2.x list in the modern form; a warning shows it.
 
     Args:
         config_list: Entries with keys of 2.x.
         kind: ``pruning``, ``quantization`` or ``distillation``.
+        model: The model, to find the modules of an exclusion by types and names together.
         quiet: Do not warn.
 
     Returns:
@@ -90,7 +93,7 @@ def translate(
         if entry.pop("exclude", False):
             if not any(entry.get(key) for key in ("op_types", "op_names", "op_names_re")):
                 raise ConfigError(f"config_list[{index}]: key 'exclude' needs op_types or op_names beside it")
-            _collect_exclusion(entry, exclusions)
+            _collect_exclusion(entry, exclusions, model, f"config_list[{index}]")
             continue
         for key, names in exclusions.items():
             entry[key] = [*entry.get(key, []), *names]
@@ -115,12 +118,25 @@ def _select(entry: dict[str, Any]) -> None:
         entry["op_types"] = [*others, *_DEFAULT_TYPES]
 
 
-def _collect_exclusion(entry: Mapping[str, Any], exclusions: dict[str, list[str]]) -> None:
-    """Note what is excluded from all entries before this one; names are more exact than types."""
-    named = "op_names" in entry or "op_names_re" in entry
-    for key in ("op_names", "op_names_re") if named else ("op_types",):
-        if entry.get(key):
-            exclusions.setdefault(f"exclude_{key}", []).extend(entry[key])
+def _collect_exclusion(
+    entry: Mapping[str, Any], exclusions: dict[str, list[str]], model: nn.Module, where: str
+) -> None:
+    """Note what is excluded from all entries before this one."""
+    found = {key: list(entry.get(key) or ()) for key in ("op_types", "op_names", "op_names_re")}
+    if found["op_types"] and (found["op_names"] or found["op_names_re"]):
+        # modules that match both: separate exclusions cannot say that, so the names are written out
+        names = [
+            name
+            for name, module in model.named_modules()
+            if {base.__name__ for base in type(module).__mro__} & set(found["op_types"])
+            and (name in found["op_names"] or any(re.fullmatch(part, name) for part in found["op_names_re"]))
+        ]
+        if not names:
+            raise ConfigError(f"{where}: the exclusion matches no module")
+        found = {"op_names": names}
+    for key, values in found.items():
+        if values:
+            exclusions.setdefault(f"exclude_{key}", []).extend(values)
 
 
 def _pruning(entry: dict[str, Any], index: int) -> list[dict[str, Any]]:

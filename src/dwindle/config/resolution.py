@@ -51,7 +51,7 @@ def resolve(
     """
     setting_class(kind)
     validate(kind, defaults or {}, "defaults")
-    entries = parse_entries(config_list, kind)
+    entries = parse_entries(config_list, kind, model)
     modules = ModuleIndex(model)
     found: dict[Target, tuple[AnySetting, int]] = {}
     for entry in entries:
@@ -62,9 +62,9 @@ def resolve(
             if target not in found:
                 found[target] = (setting, entry.index)
             elif found[target][0] != setting:
+                holds = f"config_list[{found[target][1]}]"
                 warnings.warn(
-                    f"{target} is configured by config_list[{found[target][1]}] and "
-                    f"config_list[{entry.index}]; the first one holds",
+                    f"{target} is configured by {holds} and config_list[{entry.index}]; {holds} holds",
                     stacklevel=2,
                 )
     position = {name: number for number, name in enumerate(modules.by_name)}
@@ -77,7 +77,7 @@ def excluded_modules(model: nn.Module, config_list: Sequence[Mapping[str, Any]],
     modules = ModuleIndex(model)
     excluded: set[str] = set()
     selected: set[str] = set()
-    for entry in parse_entries(config_list, kind, quiet=True):
+    for entry in parse_entries(config_list, kind, model, quiet=True):
         selected |= set(selected_modules(entry, modules))
         excluded |= excluded_by(entry, modules)
     return excluded - selected
