@@ -222,6 +222,11 @@ class ConstantPropagation:
             "pad",
         ):
             return self._moved(node, name, inputs)
+        if name == "scaled_dot_product_attention":
+            # weights sum to one: a value that is the same for all tokens comes out as it is
+            return [self._reshaped(self.get(inputs[2]), self._shape(node.output))]
+        if name in ("matmul", "bmm"):
+            return [self._zero_products(node, inputs)]
         if torch.Tag.pointwise in node.target.tags or name in (
             "masked_fill",
             "where",
@@ -277,6 +282,15 @@ class ConstantPropagation:
         mean, variance = channel("running_mean", _NAN), channel("running_var", _NAN)
         result = (data - mean) / (variance + float(node.argument("eps"))).sqrt() * weight + bias
         return torch.where((weight == 0).expand(result.shape), bias.expand(result.shape), result)
+
+    def _zero_products(self, node: Node, inputs: list[Value]) -> torch.Tensor:
+        """A product of activations is zero where one factor is zero all along the summed axis."""
+        left, right = (self.get(value) == 0 for value in inputs[:2])
+        unknown = self._unknown(node.output)
+        if left.dim() < 2 or right.dim() < 2:
+            return unknown
+        zero = left.all(-1, keepdim=True) | right.all(-2, keepdim=True)
+        return torch.where(zero.expand(unknown.shape), torch.zeros_like(unknown), unknown)
 
     def _reduced(self, node: Node, value: Value) -> torch.Tensor:
         data = self.get(value)

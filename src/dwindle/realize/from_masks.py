@@ -17,6 +17,7 @@ from dwindle.graph.axes import Axis
 from dwindle.graph.counts import CountSolver
 from dwindle.graph.positions import kept_positions
 from dwindle.graph.trace import Trace
+from dwindle.realize.activation_masks import as_parameter_masks
 from dwindle.realize.constants import ConstantPropagation, Constants
 from dwindle.realize.shrink import ShrinkResult, shrink
 from dwindle.realize.surgery import _held, tensor_slots
@@ -56,7 +57,10 @@ def realize(
         RealizeError: The small model was not proven equal; the model is left as it was.
     """
     inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
-    given = _checked_masks(model, masks or {})
+    asked = _checked_masks(model, masks or {})
+    given = dict(asked)
+    for name, mask in as_parameter_masks(model).items():
+        given[name] = given[name] * mask if name in given else mask
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     with simulate.disabled(model):
@@ -94,7 +98,7 @@ def realize(
         keep,
         optimizer=optimizer,
         verify=verify,
-        mask=lambda copy, plan: _mask(copy, given),
+        mask=lambda copy, plan: _apply(copy, asked),
         prepare=prepare,
         biases=biases,
         rewritten=rewritten,
@@ -165,10 +169,6 @@ def _apply(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
     with torch.no_grad():
         for name, mask in masks.items():
             parameters[name].data = parameters[name].data * mask.to(parameters[name])
-
-
-def _mask(copy: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
-    _apply(copy, masks)
 
 
 def _effective(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
