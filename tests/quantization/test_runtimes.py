@@ -126,3 +126,22 @@ def test_what_is_refused(exported, tmp_path):
     with pytest.raises(ExportError, match="opset 11 is too old"):
         export_qdq(quantized, tmp_path / "a.onnx", x, opset=11)
     assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize(("value", "pads"), [(0.0, 0), (0.5, 1)])
+def test_zero_padding_becomes_the_convolutions_own(tmp_path, value, pads):
+    class Padded(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.first, self.second = nn.Conv2d(3, 8, 1), nn.Conv2d(8, 5, 3, padding=1)
+
+        def forward(self, x):
+            x = nn.functional.pad(torch.relu(self.first(x)), (0, 1, 2, 0), value=value)
+            return self.second(x).mean((2, 3), keepdim=True).flatten(1)
+
+    model, x = Padded().eval(), torch.randn(8, 3, 6, 6)
+    quantized = quantize(model, [x])
+    path = export_qdq(quantized, tmp_path / "padded.onnx", x)
+    assert sum(node.op_type == "Pad" for node in onnx.load(path).graph.node) == pads
+    for run in (in_onnxruntime(path), in_openvino(path)):
+        assert parity(quantized, run, [x, x[:1]]).sqnr_db > 45
