@@ -210,6 +210,12 @@ def test_a_bias_follows_its_weight():
     assert Target("blocks.5.0", "bias") not in found  # it has none
 
 
+def test_a_bias_of_several_dimensions_follows_in_all_of_them():
+    model = nn.ModuleDict({"norm": nn.LayerNorm((2, 3))})
+    found = resolve(model, [{"op_names": ["norm"], "sparse_ratio": 0.5}], "pruning")
+    assert found[Target("norm", "bias")] == PruningSetting(align=Align(dims=(0, 1)))
+
+
 def test_a_bias_alone_follows_nobody():
     assert one(target_names=["bias"], sparse_ratio=0.5) == {BIAS: PruningSetting(sparse_ratio=0.5)}
 
