@@ -35,7 +35,10 @@ class Dicts(nn.Module):
 
     def forward(self, batch, scale=1.0, *, mask=None):
         logits = self.layer(batch["a"]) * scale
-        return {"logits": logits if mask is None else logits + mask, "other": (batch["b"].argmax(1), batch["b"] > 0)}
+        return {
+            "logits": logits if mask is None else logits + mask,
+            "other": (batch["b"].argmax(1), batch["b"] > 0),
+        }
 
 
 @pytest.mark.parametrize("suffix", FORMATS)
@@ -71,7 +74,9 @@ def test_names_in_the_file_are_the_models(tmp_path):
     assert [entry.name for entry in model.graph.output] == ["logits", "other_0", "other_1"]
     assert {entry.name for entry in model.graph.initializer} >= {"layer.weight", "layer.bias"}
     assert model.graph.input[0].type.tensor_type.shape.dim[0].dim_param == "batch"
-    assert b".py" not in (tmp_path / "m.onnx").read_bytes(), "no stack traces, which name paths of this machine"
+    assert b".py" not in (tmp_path / "m.onnx").read_bytes(), (
+        "no stack traces, which name paths of this machine"
+    )
 
 
 def test_dataclass_output(tmp_path):
@@ -88,6 +93,7 @@ def test_dataclass_output(tmp_path):
     assert result.max_difference == 0.0
 
 
+@pytest.mark.slow
 def test_hugging_face_decoder_without_cache(tmp_path):
     transformers = pytest.importorskip("transformers")
     config = transformers.GPT2Config(n_embd=16, n_layer=1, n_head=2, vocab_size=50, n_positions=16)
@@ -120,14 +126,14 @@ class FixedBatch(nn.Module):
 
 def test_a_fixed_batch_says_why(tmp_path):
     x = torch.randn(2, 3)
-    result = export(FixedBatch(), tmp_path / "m.onnx", x)
+    result = export(FixedBatch(), tmp_path / "m.pt2", x)
     assert not result.dynamic_batch
     assert "fixed" in result.notes[0]
     assert result.checked_batches == [2]
     with pytest.raises(ExportError, match="dynamic batch"):
         export(FixedBatch(), tmp_path / "n.onnx", x, dynamic_batch=True)
     assert not (tmp_path / "n.onnx").exists()
-    assert not export(Net(), tmp_path / "o.onnx", torch.randn(1, 3, 8, 8), dynamic_batch=False).dynamic_batch
+    assert not export(Net(), tmp_path / "o.pt2", torch.randn(1, 3, 8, 8), dynamic_batch=False).dynamic_batch
 
 
 class Lies(nn.Module):
@@ -140,15 +146,15 @@ class Lies(nn.Module):
 @pytest.mark.parametrize("suffix", FORMATS)
 def test_a_wrong_file_is_an_error_and_replaces_nothing(suffix, tmp_path):
     path = tmp_path / f"m.{suffix}"
-    export(Net(), path, torch.randn(2, 3, 8, 8))
-    before = {file: file.read_bytes() for file in tmp_path.iterdir()}
+    path.write_bytes(b"the old one")
     with pytest.raises(ExportError, match="computes something else"):
         export(Lies(), path, torch.randn(2, 3))
-    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == before
-    assert export(Lies(), path, torch.randn(2, 3), tolerance=0.1).relative_difference == pytest.approx(0.01, rel=0.01)
-    assert export(Lies(), path, torch.randn(2, 3), verify=False).checked_in is None
+    assert {file: file.read_bytes() for file in tmp_path.iterdir()} == {path: b"the old one"}
+    result = export(Lies(), path, torch.randn(2, 3), tolerance=0.1)
+    assert result.relative_difference == pytest.approx(0.01, rel=0.01)
 
 
+@pytest.mark.slow
 def test_external_weights_are_replaced_together(tmp_path):
     onnx = pytest.importorskip("onnx")
     path = tmp_path / "m.onnx"
@@ -162,6 +168,7 @@ def test_external_weights_are_replaced_together(tmp_path):
     assert set(tmp_path.iterdir()) == {path} == set(inline.files)
 
 
+@pytest.mark.slow
 def test_killed_between_the_files_of_openvino(tmp_path, monkeypatch):
     import os
 
@@ -179,6 +186,7 @@ def test_killed_between_the_files_of_openvino(tmp_path, monkeypatch):
     assert not path.exists(), "no model beside foreign weights"
 
 
+@pytest.mark.slow
 def test_half_weights(tmp_path):
     model, x = nn.Linear(400, 400), torch.randn(2, 400)
     full = export(model, tmp_path / "f.xml", x)

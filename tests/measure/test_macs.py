@@ -7,7 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dwindle.measure.macs import _count_running, count_macs, count_macs_by_module, counting_kernels, evaluation_mode
+from dwindle.measure.macs import (
+    _count_running,
+    count_macs,
+    count_macs_by_module,
+    counting_kernels,
+    evaluation_mode,
+)
 
 
 class Call(nn.Module):

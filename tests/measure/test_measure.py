@@ -120,7 +120,9 @@ def test_measure_two_models(call):
     assert small.peak_activation_bytes < big.peak_activation_bytes
     assert set(big.bytes_on_disk) == {"safetensors", "onnxruntime", "openvino"}
     assert set(big.latency) == set(small.latency) == {"torch", "onnxruntime", "openvino"}
-    assert all(0 < entry.minimum <= entry.p50 <= entry.p90 and entry.runs == 4 for entry in big.latency.values())
+    assert all(
+        0 < entry.minimum <= entry.p50 <= entry.p90 and entry.runs == 4 for entry in big.latency.values()
+    )
     assert big.accuracy == {"torch": 5.0, "onnxruntime": 5.0, "openvino": 5.0}
     assert len(seen) == 6
     assert all(model.training for model in models.values())
@@ -168,7 +170,9 @@ class Refuses(nn.Module):
 def test_a_runtime_that_cannot_is_raised_or_recorded():
     with pytest.raises(ExportError, match=r"torch\.export refuses"):
         measure(Refuses(), (torch.ones(2),), runtimes=["torch", "onnxruntime"])
-    found = measure(Refuses(), (torch.ones(2),), runtimes=["torch", "onnxruntime"], on_error="record", repeats=2)
+    found = measure(
+        Refuses(), (torch.ones(2),), runtimes=["torch", "onnxruntime"], on_error="record", repeats=2
+    )
     assert "refuses" in found.failures["onnxruntime"]
     assert set(found.latency) == {"torch"}
 

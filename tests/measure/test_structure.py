@@ -30,7 +30,12 @@ class Output:
 
 def test_round_trip_of_every_container():
     one, two, three = torch.ones(1), torch.ones(2), torch.ones(3)
-    value = {"a": [one, 3, None], "b": Pair(two, "x"), "c": Output(three, (one, two)), "d": OrderedDict(e=one)}
+    value = {
+        "a": [one, 3, None],
+        "b": Pair(two, "x"),
+        "c": Output(three, (one, two)),
+        "d": OrderedDict(e=one),
+    }
     leaves, rebuild = flatten(value)
     assert [name for name, _ in leaves] == [
         "a_0", "b_left", "c_logits", "c_hidden_0", "c_hidden_1", "d_e",
@@ -46,7 +51,9 @@ def test_round_trip_of_every_container():
 
 def test_model_output_of_transformers():
     outputs = pytest.importorskip("transformers.modeling_outputs")
-    value = outputs.BaseModelOutput(last_hidden_state=torch.ones(2), hidden_states=(torch.ones(1), torch.ones(3)))
+    value = outputs.BaseModelOutput(
+        last_hidden_state=torch.ones(2), hidden_states=(torch.ones(1), torch.ones(3))
+    )
     leaves, rebuild = flatten(value)
     assert [name for name, _ in leaves] == ["last_hidden_state", "hidden_states_0", "hidden_states_1"]
     new = rebuild([tensor + 1 for _, tensor in leaves])
@@ -111,7 +118,12 @@ def test_use_cache_is_switched_off_unless_said():
 
 
 def test_batches():
-    image, ids, scalar, table = torch.arange(6.0).view(2, 3), torch.tensor([1, 2]), torch.tensor(1.0), torch.ones(5, 2)
+    image, ids, scalar, table = (
+        torch.arange(6.0).view(2, 3),
+        torch.tensor([1, 2]),
+        torch.tensor(1.0),
+        torch.ones(5, 2),
+    )
     assert batched_inputs([image, ids, scalar, table]) == [True, True, False, False]
     more = with_batch([image, ids, scalar, table], 5)
     assert [tuple(tensor.shape) for tensor in more] == [(5, 3), (5,), (), (5, 2)]

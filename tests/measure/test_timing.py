@@ -58,7 +58,9 @@ def test_time_limit_keeps_three_rounds():
     )
     assert len(times["a"]) == 3
     clock = Clock()
-    times = time_interleaved({"a": clock.function("a", 1.0)}, warmup=0, repeats=100, max_seconds=9.5, clock=clock)
+    times = time_interleaved(
+        {"a": clock.function("a", 1.0)}, warmup=0, repeats=100, max_seconds=9.5, clock=clock
+    )
     assert len(times["a"]) == 10
 
 

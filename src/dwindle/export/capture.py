@@ -162,7 +162,9 @@ def _capture(
 
 
 def _unmarked(tensors: Sequence[Tensor]) -> list[Tensor]:
-    """Return fresh tensor objects: torch.export leaves its marks of dynamic dimensions on those it is given."""
+    """Return fresh tensor objects: torch.export leaves its marks of dynamic dimensions on those it is
+    given.
+    """
     return [tensor.detach() for tensor in tensors]
 
 

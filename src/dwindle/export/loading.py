@@ -88,14 +88,15 @@ def _check_fit(model: nn.Module, state: Mapping[str, Tensor], manifest: Mapping[
     """Compare names and shapes before any number is changed, so that the message can name them."""
     own = {name: value for name, value in model.state_dict().items() if isinstance(value, Tensor)}
     problems = []
-    for name, tensor in state.items():
+    saved = {name: state[name] for name in manifest["tensors"] if name in state}
+    for name, tensor in saved.items():
         if name in own and own[name].shape != tensor.shape:
             module, _, parameter = name.rpartition(".")
             problems.append(
                 f"module {module or '(the model itself)'!r}, parameter {parameter!r}: shape "
                 f"{tuple(own[name].shape)} in the model given, {tuple(tensor.shape)} in the file"
             )
-    lacking = [name for name in state if name not in own]
+    lacking = [name for name in saved if name not in own]
     surplus = [name for name in own if name not in state]
     if lacking:
         problems.append(f"the model given lacks {_some(lacking)}")

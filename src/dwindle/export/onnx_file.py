@@ -147,3 +147,10 @@ def external_files(path: Path) -> set[str]:
         if entry.key == "location"
     }
     return {name for name in names if Path(name).name == name and name.startswith(path.name)}
+
+
+def has_dynamic_batch(path: Path) -> bool:
+    """Tell whether some input of an ONNX file has a first dimension of any size."""
+    model = require("onnx", "onnx").load(str(path), load_external_data=False)
+    firsts = [entry.type.tensor_type.shape.dim[:1] for entry in model.graph.input]
+    return any(dim.HasField("dim_param") for dims in firsts for dim in dims)

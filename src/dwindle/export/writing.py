@@ -9,7 +9,7 @@ from pathlib import Path
 from torch import nn
 
 from dwindle.export.capture import capture
-from dwindle.export.onnx_file import OPSET, write_onnx
+from dwindle.export.onnx_file import OPSET, has_dynamic_batch, write_onnx
 from dwindle.measure.structure import InputStructure
 
 
@@ -59,13 +59,18 @@ def write_onnx_of(
         ExportError: The model has no ONNX form.
     """
     if is_quantized(model):
-        return _write_quantized(model, structure, path)
+        return _write_quantized(model, structure, path, dynamic_batch, opset)
     captured = capture(model, structure, dynamic_batch=dynamic_batch)
     files = write_onnx(captured, path, opset=opset, external_data=external_data)
     return WrittenModel(files, captured.dynamic_batch, notes=captured.notes)
 
 
-def _write_quantized(model: nn.Module, structure: InputStructure, path: Path) -> WrittenModel:
+def _write_quantized(
+    model: nn.Module, structure: InputStructure, path: Path, dynamic_batch: bool | None, opset: int
+) -> WrittenModel:
     qdq = importlib.import_module("dwindle.export.qdq")
-    qdq.export_qdq(model, path, structure.args, structure.kwargs)
-    return WrittenModel([path], dynamic_batch=True, quantized=True)
+    qdq.export_qdq(model, path, structure.args, structure.kwargs, dynamic_batch=dynamic_batch, opset=opset)
+    notes = (
+        [] if has_dynamic_batch(path) else ["the batch is fixed, because torch.export refuses a dynamic one"]
+    )
+    return WrittenModel([path], dynamic_batch=not notes, quantized=True, notes=notes)

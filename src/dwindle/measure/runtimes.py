@@ -181,7 +181,9 @@ class PreparedModel:
 
 
 def refuse_bfloat16(model: nn.Module, structure: InputStructure) -> None:
-    """Raise when a model or its inputs are bfloat16, which NumPy and ONNX Runtime's CPU operators have not."""
+    """Raise when a model or its inputs are bfloat16, which NumPy and ONNX Runtime's CPU operators have
+    not.
+    """
     named = [*model.named_parameters(), *zip(structure.names, structure.example, strict=True)]
     for name, tensor in named:
         if tensor.dtype is torch.bfloat16:
