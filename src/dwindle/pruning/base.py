@@ -139,18 +139,24 @@ class Pruner:
         followed = follow_axes(masks, self._coupling, axes) if self._coupling is not None else {}
         followed |= follow_alignments(masks, self.plan.settings, modules)
         followed |= tie(masks, self.model)
-        for target in sorted(masks, key=lambda own: list(modules).index(own.module)):
-            mask, module = masks[target], modules[target.module]
-            if target in self._before:
-                mask = mask.to(self._before[target].device) * self._before[target]
-            setting = self.plan.settings.get(target)
-            method = setting.apply_method if setting is not None else "mul"
-            axis = mask_axis(target, module, mask)
-            simulate.attach_mask(self.model, target, mask, apply_method=method, axis=axis)
+        order = {name: position for position, name in enumerate(modules)}
+        masks = dict(sorted(masks.items(), key=lambda item: order[item[0].module]))
+        simulate.attach_masks(self.model, self._attachable(masks, modules))
         self._progress = progress
         self._report = self._describe(masks, followed, notes, progress)
         if progress == 1:
             self._warn_of_misses()
+
+    def _attachable(
+        self, masks: Mapping[Target, Tensor], modules: Mapping[str, nn.Module]
+    ) -> Iterator[tuple[Target, Tensor, str, int | None]]:
+        """Yield each mask as it is attached: with what was masked before, its method and its axis."""
+        for target, mask in masks.items():
+            before = self._before.get(target)
+            whole = mask if before is None else mask.to(before.device) * before
+            setting = self.plan.settings.get(target)
+            method = setting.apply_method if setting is not None else "mul"
+            yield target, whole, method, mask_axis(target, modules[target.module], whole)
 
     def collect(self) -> dict[Target, Tensor]:
         """Return the values of the ranked parameters, as the model uses them before this pruner."""

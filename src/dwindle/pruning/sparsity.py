@@ -17,6 +17,9 @@ from torch import Tensor
 
 from dwindle.config.errors import ConfigError, DwindleError
 
+#: From this many values on, an order statistic is narrowed down with a sample of this size.
+_MANY, _SAMPLE = 1_000_000, 1 << 16
+
 
 @dataclass(frozen=True)
 class RankedUnits:
@@ -70,15 +73,38 @@ def smallest(values: Tensor, count: int) -> Tensor:
         return torch.zeros_like(values, dtype=torch.bool)
     if count >= flat.numel():
         return torch.ones_like(values, dtype=torch.bool)
-    if flat.device.type == "cpu":
-        array = (flat if flat.dtype in (torch.float32, torch.float64) else flat.float()).numpy()
-        border = torch.from_numpy(np.partition(array, count - 1)[count - 1 : count]).to(flat.dtype)
-    else:
-        border = flat.float().kthvalue(count).values.to(flat.dtype)
+    border = _order_statistic(flat, count)
     chosen = flat < border
+    missing = count - int(chosen.sum())
     ties = (flat == border).nonzero().reshape(-1)
-    chosen[ties[: count - int(chosen.sum())]] = True
+    chosen[ties[:missing]] = True
     return chosen.reshape(values.shape)
+
+
+def _order_statistic(flat: Tensor, count: int) -> Tensor:
+    """Return the ``count``-th smallest value (counted from 1).
+
+    Of many values a sample tells a narrow range that holds the answer with near certainty; only what lies in the
+    range is looked at closely. When the range does not hold it, everything is.
+    """
+    if flat.numel() > _MANY:
+        picks = torch.randint(flat.numel(), (_SAMPLE,), generator=torch.Generator().manual_seed(0))
+        sample = flat[picks.to(flat.device)].sort().values
+        place, slack = count * _SAMPLE // flat.numel(), 4 * math.isqrt(_SAMPLE)
+        low = sample[max(place - slack, 0)]
+        high = sample[min(place + slack, _SAMPLE - 1)]
+        below = int((flat < low).sum())
+        inside = flat[(flat >= low) & (flat <= high)]
+        if below < count <= below + inside.numel():
+            return _order_statistic_of_all(inside, count - below)
+    return _order_statistic_of_all(flat, count)
+
+
+def _order_statistic_of_all(flat: Tensor, count: int) -> Tensor:
+    if flat.device.type != "cpu":
+        return flat.float().kthvalue(count).values.to(flat.dtype)
+    array = (flat if flat.dtype in (torch.float32, torch.float64) else flat.float()).numpy()
+    return torch.from_numpy(np.partition(array, count - 1)[count - 1 : count]).to(flat.dtype)
 
 
 def pattern_keep(metric: Tensor, axis: int, keep: int, window: int) -> Tensor:
@@ -168,26 +194,24 @@ def _by_group(group: int | str, sets: list[RankedUnits]) -> list[Tensor]:
         raise ConfigError(f"global_group_id {group!r}: all targets need the same sparse_ratio ({shown})")
     ratio = sets[0].ratio or 0.0
     goal = int(sum(units.count * units.elements for units in sets) * ratio)
+    limits = [_limits(units, ratio) for units in sets]
+    unbounded = _ranked(sets, [None] * len(sets), goal)
+    counts = [int(gone.sum()) for gone in unbounded]
+    if all(low <= count <= high for count, (low, high) in zip(counts, limits, strict=True)):
+        return [~gone.reshape(units.metric.shape) for gone, units in zip(unbounded, sets, strict=True)]
     forced, free = [], []
-    for units in sets:
-        low, high = units.bounds()
-        if units.maximum is None and ratio < 1 and units.count > 1:
-            high = units.count - 1  # a layer that is gone altogether is no pruned layer
+    for units, (low, high) in zip(sets, limits, strict=True):
         metric = units.metric.reshape(-1)
         gone = smallest(metric, min(low, high))
         stays = smallest(-metric, units.count - high)
         forced.append(gone)
         free.append(~(gone | stays))
     rest = goal - sum(int(gone.sum()) * units.elements for gone, units in zip(forced, sets, strict=True))
-    pooled = torch.cat([units.metric.reshape(-1)[own].float() for units, own in zip(sets, free, strict=True)])
-    chosen = _fill(pooled, sets, free, rest)
-    start = 0
-    kept = []
-    for units, gone, own in zip(sets, forced, free, strict=True):
-        number = int(own.sum())
-        gone[own] = chosen[start : start + number]
-        start += number
-        kept.append(~gone.reshape(units.metric.shape))
+    chosen = _ranked(sets, free, rest)
+    kept = [
+        ~(gone | also).reshape(units.metric.shape)
+        for units, gone, also in zip(sets, forced, chosen, strict=True)
+    ]
     removed = sum(int((~keep).sum()) * units.elements for keep, units in zip(kept, sets, strict=True))
     largest = max(units.elements for units in sets)
     if abs(goal - removed) >= largest:
@@ -199,16 +223,38 @@ def _by_group(group: int | str, sets: list[RankedUnits]) -> list[Tensor]:
     return kept
 
 
-def _fill(pooled: Tensor, sets: list[RankedUnits], free: list[Tensor], rest: int) -> Tensor:
-    """Return which of the pooled units go so that together they remove at most ``rest`` weights."""
+def _limits(units: RankedUnits, ratio: float) -> tuple[int, int]:
+    """Return the bounds of a set in a global ranking: one unit stays, unless everything or ``maximum`` says else."""
+    low, high = units.bounds()
+    if units.maximum is None and ratio < 1 and units.count > 1:
+        high = units.count - 1  # a layer that is gone altogether is no pruned layer
+    return low, high
+
+
+def _ranked(sets: list[RankedUnits], free: Sequence[Tensor | None], rest: int) -> list[Tensor]:
+    """Return which of the free units (None: all) go, so that together they remove at most ``rest`` weights."""
+    pools = [
+        units.metric.reshape(-1) if own is None else units.metric.reshape(-1)[own]
+        for units, own in zip(sets, free, strict=True)
+    ]
+    pooled = torch.cat(pools) if len(pools) > 1 else pools[0]
     sizes = {units.elements for units in sets}
     if len(sizes) == 1:
-        return smallest(pooled, rest // sizes.pop())
-    weights = torch.cat(
-        [torch.full((int(own.sum()),), units.elements) for units, own in zip(sets, free, strict=True)]
-    )
-    order = pooled.cpu().argsort(stable=True)
-    count = int((weights[order].cumsum(0) <= rest).sum())
-    gone = torch.zeros(pooled.numel(), dtype=torch.bool)
-    gone[order[:count]] = True
-    return gone.to(pooled.device)
+        gone = smallest(pooled, max(rest, 0) // sizes.pop())
+    else:
+        weights = torch.cat(
+            [torch.full((pool.numel(),), units.elements) for units, pool in zip(sets, pools, strict=True)]
+        )
+        order = pooled.cpu().argsort(stable=True)
+        gone = torch.zeros(pooled.numel(), dtype=torch.bool)
+        gone[order[: int((weights[order].cumsum(0) <= rest).sum())]] = True
+        gone = gone.to(pooled.device)
+    result = []
+    for units, own, chosen in zip(sets, free, gone.split([pool.numel() for pool in pools]), strict=True):
+        if own is None:
+            result.append(chosen)
+            continue
+        whole = torch.zeros(units.count, dtype=torch.bool, device=own.device)
+        whole[own] = chosen
+        result.append(whole)
+    return result

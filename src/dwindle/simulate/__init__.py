@@ -8,7 +8,7 @@ from dwindle.simulate.attaching import (
     simulated_targets,
     simulator_of,
 )
-from dwindle.simulate.masks import attach_mask, get_masks, masks_as_nested, set_mask
+from dwindle.simulate.masks import attach_mask, attach_masks, get_masks, masks_as_nested, set_mask
 from dwindle.simulate.simulators import RESERVED, STAGES, MaskSimulator
 
 __all__ = [
@@ -16,6 +16,7 @@ __all__ = [
     "STAGES",
     "MaskSimulator",
     "attach_mask",
+    "attach_masks",
     "detach",
     "disabled",
     "get_masks",

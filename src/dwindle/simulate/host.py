@@ -63,7 +63,11 @@ def _simulated_parameter(name: str) -> property:
         table = self._modules[RESERVED]
         if parameter is None or not table.enabled:  # type: ignore[union-attr]
             return parameter
-        return table._modules[name](parameter)  # type: ignore[union-attr, misc]
+        try:
+            return table._modules[name](parameter)  # type: ignore[union-attr, misc]
+        except AttributeError as error:
+            # Python would go on with Module.__getattr__, which finds the parameter without its simulators.
+            raise RuntimeError(f"a simulator of {name!r} failed: {error}") from error
 
     def write(self: nn.Module, value: Any) -> None:
         self._parameters[name] = value

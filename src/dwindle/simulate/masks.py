@@ -2,12 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
+
 import torch
 from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError
 from dwindle.config.targets import Target
-from dwindle.simulate.attaching import module_of, register_simulator, simulated_targets, simulator_of
+from dwindle.simulate.attaching import (
+    detach,
+    module_of,
+    register_simulator,
+    simulated_targets,
+    simulator_of,
+)
 from dwindle.simulate.simulators import MaskSimulator
 
 
@@ -83,6 +91,35 @@ def _fitting(module: nn.Module, target: Target, mask: Tensor | None, axis: int |
                 f"{list(like.shape)}"
             )
     return mask.detach().to(device=device, dtype=dtype)
+
+
+def attach_masks(model: nn.Module, masks: Iterable[tuple[Target, Tensor, str, int | None]]) -> None:
+    """Attach several masks, or none: when one of them fails, the model is as it was.
+
+    Args:
+        model: The model, changed in place.
+        masks: Target, mask, apply method and axis of each, as in :func:`attach_mask`.
+
+    Raises:
+        ConfigError: As :func:`attach_mask`.
+    """
+    before: dict[Target, MaskSimulator] = {
+        target: simulator
+        for target, simulator in simulated_targets(model, "mask").items()
+        if isinstance(simulator, MaskSimulator)
+    }
+    values = {target: (simulator.value, simulator.axis) for target, simulator in before.items()}
+    fresh: list[Target] = []
+    try:
+        for target, mask, method, axis in masks:
+            attach_mask(model, target, mask, apply_method=method, axis=axis)
+            if target not in before:
+                fresh.append(target)
+    except Exception:
+        detach(model, keep_values=False, targets=fresh, stage="mask")
+        for target, simulator in before.items():
+            simulator.value, simulator.axis = values[target]
+        raise
 
 
 def get_masks(model: nn.Module) -> dict[Target, Tensor]:
