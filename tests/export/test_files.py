@@ -157,7 +157,7 @@ def test_shrink_of_this_house(tmp_path, x):
     back = load(save(small, tmp_path / "m"), Net)
     assert back.conv.out_channels == small.model.conv.out_channels
     assert torch.equal(back(x), expected)
-    with pytest.raises(FileFormatError, match="not the one that was compressed|does not fit"):
+    with pytest.raises(FileFormatError, match=r"not the one that was compressed|does not fit"):
         load(tmp_path / "m", lambda: Net(3))
 
 
@@ -269,7 +269,7 @@ def test_bad_makers(tmp_path):
         save(Net(), tmp_path / "m", source="resnet18")
     with pytest.raises(FileFormatError, match="without the name of its maker"):
         load(save(Net(), tmp_path / "m"))
-    with pytest.raises(FileFormatError, match="not a torch.nn.Module"):
+    with pytest.raises(FileFormatError, match=r"not a torch\.nn\.Module"):
         load(tmp_path / "m", lambda: 3)
     with pytest.raises(FileFormatError, match="cannot be found"):
         load(save(Net(), tmp_path / "n", source="no.such.module:thing"))
@@ -355,7 +355,7 @@ def rewrite(directory: Path, **changes) -> None:
 
 def test_newer_format(saved):
     rewrite(saved, format_version=99)
-    with pytest.raises(FileFormatError, match="version 99.*newer dwindle"):
+    with pytest.raises(FileFormatError, match=r"version 99.*newer dwindle"):
         load(saved, Net)
 
 
