@@ -17,6 +17,7 @@ from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
 from dwindle.graph.positions import positions
 from dwindle.graph.trace import Node, Value
+from dwindle.realize import constants_weights
 
 _CONVOLUTIONS = ("conv1d", "conv2d", "conv3d")
 _NAN = float("nan")
@@ -152,6 +153,10 @@ class ConstantPropagation:
             self._require_zeros(node, mixed)
         for value in node.outputs:
             self.result.values[id(value)] = self._unknown(value)
+        if name in constants_weights.CONTRACTIONS:
+            self._weights(node, name)
+        if name in constants_weights.RECURRENT | constants_weights.TRANSPOSED:
+            return
         if not node.outputs or not node.output.is_floating:
             return
         try:
@@ -342,6 +347,31 @@ class ConstantPropagation:
                 if any(leaf in leaves for leaf in axis.leaves()):
                     others = [d for d in range(zero.dim()) if d != dim]
                     self._restrict(axis, zero.amin(others) if others else zero)
+
+    def _weights(self, node: Node, name: str) -> None:
+        """Sums against weights that nothing can be folded into, and the constants behind them."""
+        weight = constants_weights.weights_from(self.tensors)
+        for leaf, allowed in constants_weights.summed_away(node, self.free, weight, self.get).items():
+            self.result.removable[leaf] &= allowed
+        shape = self._shape(node.output)
+        if name in constants_weights.TRANSPOSED:
+            channel = len(shape) - len(node.args[1].shape) + 1
+            own = constants_weights.transposed_outputs(node, weight)
+            if own is not None and shape[channel] == own.numel():
+                place = [-1 if dim == channel else 1 for dim in range(len(shape))]
+                self.result.values[id(node.output)] = own.view(place).expand(shape)
+        elif name in constants_weights.RECURRENT:
+            found = constants_weights.recurrent_zeros(node, weight)
+            if found is None:
+                return
+            leaf, zero, allowed = found
+            if leaf in self.free:
+                self.result.removable[leaf] &= allowed
+                for value in node.outputs:
+                    index = positions(value.axes[-1], self.analysis.memory).get(leaf)
+                    if index is not None:
+                        own = torch.where(zero, 0.0, _NAN).double()[index]
+                        self.result.values[id(value)] = own.expand(self._shape(value))
 
     def _restrict(self, axis: Axis, allowed: torch.Tensor) -> None:
         """Only indices all of whose positions are allowed may go."""

@@ -217,13 +217,12 @@ class Replay:
     ) -> Any:
         axes, sign = ([axis], 1) if axis is not None else self.observed.get((id(node), number), ([], 1))
         cut = any(leaf in self.keep for own in axes for leaf in own.leaves())
-        if cut:
-            if self.small or restricted:
-                return sign * sum(count_of(own, self.counts) for own in axes)
-            return number
-        if any(isinstance(variable, Dimension) for variable in variables(expression)):
-            return self._emit(expression)
-        return number
+        dimensions = [variable for variable in variables(expression) if isinstance(variable, Dimension)]
+        readable = bool(dimensions) and all(id(variable.value) in self.env for variable in dimensions)
+        if cut and (restricted or (self.small and not readable)):
+            return sign * sum(count_of(own, self.counts) for own in axes)
+        # a size that the code reads from tensors may have the batch inside: it is read again
+        return self._emit(expression) if (readable if cut else dimensions) else number
 
     def _emit(self, expression: Expression) -> Any:
         if isinstance(expression, Operation):
