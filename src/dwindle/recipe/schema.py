@@ -1,0 +1,317 @@
+"""What a recipe may say, as checked values: the model, the data, and the stages in their order."""
+
+from __future__ import annotations
+
+from typing import Annotated, Any, ClassVar, Literal
+
+from pydantic import BaseModel, ConfigDict, Field, model_validator
+
+__all__ = [
+    "STAGES",
+    "CalibrationPart",
+    "DataPart",
+    "Distillation",
+    "ExportStage",
+    "FinetuneStage",
+    "MeasureStage",
+    "ModelPart",
+    "OriginalStage",
+    "PruneStage",
+    "QuantizeStage",
+    "Recipe",
+    "ReportStage",
+    "Stage",
+    "TrainStage",
+]
+
+Fraction = Annotated[float, Field(ge=0.0, le=1.0)]
+Count = Annotated[int, Field(ge=1)]
+
+
+class Part(BaseModel):
+    """Base of everything in a recipe: frozen, and closed to keys it does not know."""
+
+    model_config = ConfigDict(extra="forbid", frozen=True, protected_namespaces=())
+
+
+class ModelPart(Part):
+    """Which model: ``package.module:callable``, ``timm/NAME``, ``hf/PATH``, or a directory dwindle wrote.
+
+    Attributes:
+        name: The name.
+        arguments: Keyword arguments of the callable.
+    """
+
+    name: str = Field(min_length=1)
+    arguments: dict[str, Any] = {}
+
+
+class CalibrationPart(Part):
+    """Where calibration inputs come from, when not from the training data.
+
+    Attributes:
+        name: ``package.module:callable``; gives inputs alone, or whatever the data may be.
+        arguments: Its keyword arguments.
+    """
+
+    name: str = Field(min_length=1)
+    arguments: dict[str, Any] = {}
+
+
+class DataPart(Part):
+    """Which data: ``package.module:callable``, called once; see :mod:`dwindle.recipe.data_source`.
+
+    Attributes:
+        name: The callable.
+        arguments: Its keyword arguments.
+        batch_size: Samples a training batch, for data that come as tensors.
+        evaluation_batch_size: Samples a batch when nothing is trained.
+        augment: ``package.module:callable``, called with ``(images, generator)`` on each training batch.
+        augment_arguments: Further keyword arguments of ``augment``.
+        limit: Only the first so many training samples, for data that come as tensors.
+        test_limit: Only the first so many test samples, for data that come as tensors.
+        calibration: Where calibration inputs come from, when not from the training data.
+    """
+
+    name: str = Field(min_length=1)
+    arguments: dict[str, Any] = {}
+    batch_size: Count = 128
+    evaluation_batch_size: Count = 512
+    augment: str | None = None
+    augment_arguments: dict[str, Any] = {}
+    limit: Count | None = None
+    test_limit: Count | None = None
+    calibration: CalibrationPart | None = None
+
+
+class Stage(Part):
+    """Base of all stages.
+
+    Attributes:
+        name: What the stage is called in tables and on disk; the kind when left out. Two stages of one kind
+            need names of their own.
+    """
+
+    kind: ClassVar[str] = ""
+    makes_model: ClassVar[bool] = False
+    name: str | None = Field(default=None, pattern=r"^[A-Za-z0-9][A-Za-z0-9 _.-]*$", max_length=60)
+
+    @property
+    def label(self) -> str:
+        """The stage's own name, or its kind."""
+        return self.name or self.kind
+
+
+class TrainStage(Stage):
+    """Train with labels, in a plain PyTorch loop.
+
+    Attributes:
+        epochs: Passes over the training data.
+        optimizer: ``adamw``, ``adam`` or ``sgd``.
+        learning_rate: The largest one.
+        weight_decay: Decoupled for ``adamw``.
+        momentum: For ``sgd``.
+        schedule: How the learning rate moves: ``one_cycle`` (up, then down to nothing), ``cosine`` (down to
+            nothing), ``linear`` or ``constant``.
+        warmup: Share of the steps in which a one-cycle rate rises.
+        label_smoothing: Share of the target spread over all classes.
+        precision: ``float32`` or ``bfloat16`` autocast.
+        channels_last: Hold images in channels-last memory.
+        clip_norm: Largest norm of all gradients together.
+        batch_size: Samples a batch, where it differs from the data's.
+        evaluate_every: Epochs from one evaluation to the next; the last epoch is always evaluated.
+    """
+
+    kind: ClassVar[str] = "train"
+    makes_model: ClassVar[bool] = True
+    epochs: int = Field(ge=0)
+    optimizer: Literal["adamw", "adam", "sgd"] = "adamw"
+    learning_rate: float = Field(default=2e-3, gt=0.0)
+    weight_decay: float = Field(default=1e-4, ge=0.0)
+    momentum: Fraction = 0.9
+    schedule: Literal["one_cycle", "cosine", "linear", "constant"] = "cosine"
+    warmup: Fraction = 0.3
+    label_smoothing: Fraction = 0.0
+    precision: Literal["float32", "bfloat16"] = "float32"
+    channels_last: bool = False
+    clip_norm: float | None = Field(default=None, gt=0.0)
+    batch_size: Count | None = None
+    evaluate_every: Count = 1
+
+
+class Distillation(Part):
+    """Learn from the original model as well as from the labels.
+
+    Attributes:
+        temperature: Softens both distributions.
+        weight: Weight of the teacher's outputs; the labels have ``1 - weight``.
+        config_list: Pairs of intermediate tensors (kind ``distillation``).
+    """
+
+    temperature: float = Field(default=4.0, gt=0.0)
+    weight: Fraction = 0.9
+    config_list: list[dict[str, Any]] | None = None
+
+
+class FinetuneStage(TrainStage):
+    """Train on after compression, by default with distillation from the original model.
+
+    Attributes:
+        distillation: How to learn from the original; null switches it off.
+    """
+
+    kind: ClassVar[str] = "finetune"
+    distillation: Distillation | None = Distillation()
+
+
+class PruneTarget(Part):
+    """What should be left, as a share (0 to 1) of the model that enters the stage."""
+
+    macs: Fraction | None = None
+    params: Fraction | None = None
+    bytes: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> PruneTarget:
+        if sum(value is not None for value in (self.macs, self.params, self.bytes)) != 1:
+            raise ValueError("give one of macs, params and bytes")
+        return self
+
+
+class PruneStage(Stage):
+    """Remove whole channels, heads and features, and make the small model at once.
+
+    Give one of ``ratio``, ``target`` and ``config_list``.
+
+    Attributes:
+        ratio: Share of every prunable axis that goes.
+        target: What should be left, such as ``{macs: 0.35}``.
+        config_list: Pruning settings with NNI's keys, for ``pruner``.
+        pruner: Which pruner reads ``config_list``.
+        importance: What decides which indices stay.
+        scope: Rank within each axis (``local``) or over the whole model (``global``).
+        options: Further keyword arguments of ``dw.prune``.
+    """
+
+    kind: ClassVar[str] = "prune"
+    makes_model: ClassVar[bool] = True
+    ratio: Fraction | None = None
+    target: PruneTarget | None = None
+    config_list: list[dict[str, Any]] | None = None
+    pruner: Literal["l1", "l2", "fpgm", "random"] = "l1"
+    importance: Literal["l1", "l2", "fpgm", "random"] = "l1"
+    scope: Literal["local", "global"] = "local"
+    options: dict[str, Any] = {}
+
+    @model_validator(mode="after")
+    def _one(self) -> PruneStage:
+        if sum(value is not None for value in (self.ratio, self.target, self.config_list)) != 1:
+            raise ValueError("give one of ratio, target and config_list")
+        return self
+
+
+class QuantizeStage(Stage):
+    """Quantize after training, with the data's own calibration batches.
+
+    Attributes:
+        preset: Which numbers; ``int8``.
+        backend: Where the model is to run: decides what is quantized and how it is grouped.
+        config_list: Quantization settings with NNI's keys.
+        calibration_batches: Batches of training data that the ranges are taken from.
+        options: Further keyword arguments of ``dw.quantize``.
+    """
+
+    kind: ClassVar[str] = "quantize"
+    makes_model: ClassVar[bool] = True
+    preset: str = "int8"
+    backend: str | None = None
+    config_list: list[dict[str, Any]] | None = None
+    calibration_batches: Count = 8
+    options: dict[str, Any] = {}
+
+
+class ExportStage(Stage):
+    """Write the model for runtimes.
+
+    Attributes:
+        formats: ``onnx``, ``openvino``, ``pt2``. An int8 simulation has no ``pt2`` form.
+    """
+
+    kind: ClassVar[str] = "export"
+    formats: list[Literal["onnx", "openvino", "pt2"]] = Field(default=["onnx"], min_length=1)
+
+
+class MeasureStage(Stage):
+    """Measure the original and what became of it, interleaved, in runtimes.
+
+    Attributes:
+        runtimes: ``torch``, ``onnxruntime``, ``openvino`` (``openvino:bf16`` for a precision).
+        batch_size: Samples a forward pass while time is taken.
+        threads: Threads of each runtime; null leaves it to the runtime.
+        repeats: Timed calls of each model in each runtime.
+        warmup: Calls before that.
+        max_seconds: No more seconds than this for all timed calls.
+        compare: Names of stages whose models are measured too; null: all that changed the model.
+        parity: Run the whole test set in each runtime and compare the predictions with torch's.
+    """
+
+    kind: ClassVar[str] = "measure"
+    runtimes: list[str] = Field(default=["torch", "onnxruntime", "openvino"], min_length=1)
+    batch_size: Count = 1
+    threads: Count | None = None
+    repeats: Count = 100
+    warmup: int = Field(default=10, ge=0)
+    max_seconds: float = Field(default=20.0, gt=0.0)
+    compare: list[str] | None = None
+    parity: bool = True
+
+
+class ReportStage(Stage):
+    """Write the HTML page; must be the last stage.
+
+    Attributes:
+        title: Heading of the page; the recipe's title when left out.
+        file: File name in the run directory.
+    """
+
+    kind: ClassVar[str] = "report"
+    title: str | None = None
+    file: str = Field(default="report.html", pattern=r"^[^/\\]+\.html$")
+
+
+class OriginalStage(Stage):
+    """Stands, unwritten, before the first stage of a recipe that does not begin with training: the model as it is."""
+
+    kind: ClassVar[str] = "original"
+    makes_model: ClassVar[bool] = True
+
+
+STAGES: dict[str, type[Stage]] = {
+    stage.kind: stage
+    for stage in (TrainStage, PruneStage, FinetuneStage, QuantizeStage, ExportStage, MeasureStage, ReportStage)
+}
+"""Every kind of stage by its key in a recipe."""
+
+
+class Recipe(Part):
+    """A whole run.
+
+    Attributes:
+        name: Names the run directory; letters, digits, ``_``, ``-`` and ``.``.
+        title: One line for people.
+        description: A sentence or two for the report.
+        seeds: The whole chain of stages is run once for each; tables show the mean.
+        threads: Threads of torch, for results that repeat; null leaves torch's own choice.
+        model: What is compressed.
+        data: What it is trained, calibrated and tested with.
+        stages: What is done, in this order.
+    """
+
+    name: str = Field(pattern=r"^[A-Za-z0-9][A-Za-z0-9_.-]*$", max_length=80)
+    title: str | None = None
+    description: str | None = None
+    seeds: tuple[Annotated[int, Field(ge=0, lt=2**31)], ...] = Field(default=(0,), min_length=1)
+    threads: Count | None = None
+    model: ModelPart
+    data: DataPart
+    stages: tuple[Stage, ...]
