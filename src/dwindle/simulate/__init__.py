@@ -8,6 +8,7 @@ from dwindle.simulate.attaching import (
     simulated_targets,
     simulator_of,
 )
+from dwindle.simulate.functional import OperationTarget, operations, register_operation_simulator
 from dwindle.simulate.masks import attach_mask, attach_masks, get_masks, masks_as_nested, set_mask
 from dwindle.simulate.simulators import RESERVED, STAGES, MaskSimulator
 
@@ -15,13 +16,16 @@ __all__ = [
     "RESERVED",
     "STAGES",
     "MaskSimulator",
+    "OperationTarget",
     "attach_mask",
     "attach_masks",
     "detach",
     "disabled",
     "get_masks",
     "masks_as_nested",
+    "operations",
     "plain_state_dict",
+    "register_operation_simulator",
     "register_simulator",
     "set_mask",
     "simulated_targets",

@@ -11,6 +11,7 @@ from torch.nn.utils import parametrize
 
 from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.config.targets import Target, input_position
+from dwindle.simulate.functional import unwatch
 from dwindle.simulate.host import after_call, before_call, refresh, table_of
 from dwindle.simulate.simulators import RESERVED, SimulatorStack, SimulatorTable
 
@@ -150,6 +151,7 @@ def detach(
                 del table._modules[target_name]
                 table.inputs.pop(target_name, None)
         _unhook(module, table)
+        unwatch(module, table)
         if not table._modules:
             del module._modules[RESERVED]
         refresh(module)

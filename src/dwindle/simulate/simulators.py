@@ -101,6 +101,7 @@ class SimulatorTable(nn.Module):
         enabled: Whether they act; see :func:`dwindle.simulate.disabled`.
         inputs: For each input target its position and argument name in a call.
         hooks: Ids of the forward hooks, ``(before, after)``, -1 where there is none.
+        calls: Hooks that watch operations: child, kind and id; None when no operation has a simulator.
     """
 
     def __init__(self) -> None:
@@ -108,6 +109,7 @@ class SimulatorTable(nn.Module):
         self.enabled = True
         self.inputs: dict[str, tuple[int | None, str | None]] = {}
         self.hooks = (-1, -1)
+        self.calls: list[tuple[str, str, int]] | None = None
         self._absent_prefix: str | None = None
         self.register_load_state_dict_post_hook(_forgive_plain_checkpoint)
 
