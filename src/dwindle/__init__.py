@@ -26,7 +26,17 @@ _NAMES = {
 }
 #: Rooms that share their name with the verb they are for: the module itself can be called.
 _VERBS = ("realize", "export", "measure")
-_ROOMS = ("config", "graph", "simulate", "training", "pruning", "quantization", "distillation", "report", "recipe")
+_ROOMS = (
+    "config",
+    "graph",
+    "simulate",
+    "training",
+    "pruning",
+    "quantization",
+    "distillation",
+    "report",
+    "recipe",
+)
 
 __all__ = ["__version__", *sorted([*_NAMES, *_VERBS, *_ROOMS])]
 
