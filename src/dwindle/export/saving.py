@@ -21,6 +21,7 @@ from dwindle.export.program_file import write_program
 from dwindle.export.source import describe_source
 from dwindle.export.state_file import write_state
 from dwindle.measure.structure import example_call
+from dwindle.realize import RewrittenModel
 
 
 def save(
@@ -42,8 +43,8 @@ def save(
     There is no pickle and no code. The directory appears in one step; a process killed while saving leaves
     what was there before.
 
-    A model whose graph was rewritten (a ``torch.fx.GraphModule``) cannot be rebuilt from its maker. It is
-    stored as a ``torch.export`` program instead, for which example inputs are needed, and which runs in
+    A model whose graph was rewritten (a ``RewrittenModel`` or a ``torch.fx.GraphModule``) cannot be rebuilt
+    from its maker. It is stored as a ``torch.export`` program instead, for which example inputs are needed, and which runs in
     evaluation mode only.
 
     Args:
@@ -75,7 +76,7 @@ def save(
     target = Path(directory)
     _check_target(target, overwrite)
     content = _describe(model, describe_source(source, source_kwargs), metadata)
-    program = isinstance(model, fx.GraphModule) if as_program is None else as_program
+    program = isinstance(model, fx.GraphModule | RewrittenModel) if as_program is None else as_program
     with sibling_directory(target) as draft:
         if program:
             _write_program(model, draft, content, example_inputs, example_kwargs)
