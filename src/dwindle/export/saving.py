@@ -44,8 +44,8 @@ def save(
     what was there before.
 
     A model whose graph was rewritten (a ``RewrittenModel`` or a ``torch.fx.GraphModule``) cannot be rebuilt
-    from its maker. It is stored as a ``torch.export`` program instead, for which example inputs are needed, and which runs in
-    evaluation mode only.
+    from its maker. It is stored as a ``torch.export`` program instead, for which example inputs are
+    needed, and which runs in evaluation mode only.
 
     Args:
         result_or_model: A module, or a result that has one as ``.model``.
