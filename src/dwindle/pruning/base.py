@@ -61,6 +61,7 @@ class Pruner:
         self._kwargs = dict(example_kwargs or {})
         self._coupling: Coupling | None = None
         self._before: dict[Target, Tensor] = {}
+        self._attached: tuple[Target, ...] = ()
         self._compressed = False
         self._progress = 0.0
         self._report: PruningReport | None = None
@@ -142,6 +143,7 @@ class Pruner:
         order = {name: position for position, name in enumerate(modules)}
         masks = dict(sorted(masks.items(), key=lambda item: order[item[0].module]))
         simulate.attach_masks(self.model, self._attachable(masks, modules))
+        self._attached = tuple(masks)
         self._progress = progress
         self._report = self._describe(masks, followed, notes, progress)
         if progress == 1:
@@ -233,9 +235,18 @@ class Pruner:
         """The pruner's own trainable parameters: none."""
         yield from ()
 
+    def attach(self) -> None:
+        """Mask the model if it is not masked yet (:func:`dwindle.training.compress` calls this)."""
+        if not self._compressed:
+            self.compress()
+        elif not self._attached:
+            self._mask(self._progress)
+
     def detach(self, *, keep_values: bool = True) -> nn.Module:
-        """Take the masks off the model, leaving masked weights at zero (or, with False, as they were)."""
-        return simulate.detach(self.model, keep_values=keep_values, stage="mask")
+        """Take this pruner's masks off, leaving masked weights at zero (or, with False, as they were)."""
+        own = [*self._attached]
+        self._attached = ()
+        return simulate.detach(self.model, keep_values=keep_values, targets=own, stage="mask")
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on; the masks themselves are in the model's own state."""

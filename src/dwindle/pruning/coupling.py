@@ -29,10 +29,19 @@ class Coupling:
         self.excluded = set(excluded)
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.infos = {info.id: info for info in analysis.axes}
+        self._known: dict[int, str] = {}
+        for path in analysis.parameter_axes:
+            parameter = self._parameter(path)[0]
+            if parameter is not None:
+                self._known.setdefault(id(parameter), path)
+
+    def path_of(self, target: Target) -> str:
+        """Return the name that the analysis has for a parameter: a tied one has a name in each of its modules."""
+        return self._known.get(id(self._parameter(target.path)[0]), target.path)
 
     def knows(self, target: Target) -> bool:
         """Return whether the analysis followed this parameter."""
-        return target.path in self.analysis.parameter_axes
+        return self.path_of(target) in self.analysis.parameter_axes
 
     def axes_of(self, target: Target, dim: int) -> tuple[list[tuple[Any, Tensor]], str | None]:
         """Return the axes of a dimension that may be masked, and why the rest of it must stay.
@@ -44,7 +53,8 @@ class Coupling:
         Returns:
             Axes with the index that each position has on them (-1 is none), and a reason or None.
         """
-        ids, index = self.analysis.units(target.path, dim)
+        path = self.path_of(target)
+        ids, index = self.analysis.units(path, dim)
         members = [
             (self.infos[axis], torch.where(ids == axis, index, -1))
             for axis in ids.unique().tolist()
@@ -52,7 +62,7 @@ class Coupling:
         ]
         if not bool((ids < 0).any()):
             return members, None
-        leaves = self.analysis.positions(target.path, dim)
+        leaves = self.analysis.positions(path, dim)
         known = [
             (self.analysis.by_axis[leaf], own)
             for leaf, own in leaves.items()
@@ -82,7 +92,7 @@ class Coupling:
 
     def held_by(self, info: Any, members: Mapping[Target, Tensor]) -> str | None:
         """Return a parameter of an excluded module that makes the same channels; None when there is none."""
-        own = {target.path for target in members}
+        own = {self.path_of(target) for target in members}
         for path, dim in info.parameter_dims:
             excluded = path.rpartition(".")[0] in self.excluded and path not in own
             if excluded and self._parameter(path)[0] is not None and not self.is_reader(path, dim):
@@ -111,7 +121,7 @@ class Coupling:
             For each parameter that makes or shifts these channels (other layers of the branch, depthwise
             convolutions, biases, norms), the positions that stay by dimension.
         """
-        own = {target.path for target in members}
+        own = {self.path_of(target) for target in members}
         found: dict[Target, dict[int, Tensor]] = {}
         for path, dim in info.parameter_dims:
             if path in own or self._parameter(path)[0] is None or self.is_reader(path, dim):

@@ -54,7 +54,8 @@ def follow_axes(masks: Masks, coupling: Coupling, axes: Iterable[tuple[Any, Tens
 
 def _on_axis(coupling: Coupling, info: Any, target: Target) -> bool:
     """Whether a ranked target makes the channels of this axis itself."""
-    return any(path == target.path and not coupling.is_reader(path, dim) for path, dim in info.parameter_dims)
+    own = coupling.path_of(target)
+    return any(path == own and not coupling.is_reader(path, dim) for path, dim in info.parameter_dims)
 
 
 def follow_alignments(
