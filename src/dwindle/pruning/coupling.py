@@ -108,23 +108,22 @@ class Coupling:
         return {**counts, **{axis: repaired[axis] for axis in candidates}}
 
     def followers(
-        self, info: Any, keep: Tensor, members: Iterable[Target]
+        self, info: Any, keep: Tensor, ranked: set[tuple[str, int]]
     ) -> dict[Target, dict[int, Tensor]]:
         """Return what else must be masked so that the channels of an axis are exactly zero.
 
         Args:
             info: The axis.
             keep: Which of its indices stay.
-            members: Targets that are masked already.
+            ranked: Parameters and dimensions that are masked already.
 
         Returns:
             For each parameter that makes or shifts these channels (other layers of the branch, depthwise
             convolutions, biases, norms), the positions that stay by dimension.
         """
-        own = {self.path_of(target) for target in members}
         found: dict[Target, dict[int, Tensor]] = {}
         for path, dim in info.parameter_dims:
-            if path in own or self._parameter(path)[0] is None or self.is_reader(path, dim):
+            if (path, dim) in ranked or self._parameter(path)[0] is None or self.is_reader(path, dim):
                 continue
             index = self.analysis.positions(path, dim)[info.axis]
             stays = keep.cpu()[index.clamp(min=0)] | (index < 0)

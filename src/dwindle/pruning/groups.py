@@ -36,6 +36,23 @@ class UnitSet:
     axis: Any = None
 
 
+@dataclass(frozen=True)
+class MaskedAxis:
+    """An axis of the analysis after the choice.
+
+    Attributes:
+        axis: The axis.
+        keep: Which of its indices stay.
+        ranked: Parameters and dimensions that took part in the ranking.
+        name: Their names, for reports.
+    """
+
+    axis: Any
+    keep: Tensor
+    ranked: set[tuple[str, int]]
+    name: str
+
+
 def unit_sets(
     goals: Mapping[Target, PlannedTarget],
     metrics: Mapping[Target, Tensor],
@@ -158,7 +175,7 @@ def selected(
     metrics: Mapping[Target, Tensor],
     *,
     coupling: Coupling | None = None,
-) -> tuple[dict[Target, Tensor], list[tuple[Any, Tensor]]]:
+) -> tuple[dict[Target, Tensor], list[MaskedAxis]]:
     """Return which blocks of each target stay, and for each axis which indices stay.
 
     Args:
@@ -180,7 +197,11 @@ def selected(
             allowed = unit_set.units.count - solved[unit_set.axis.axis]
             if allowed < int((~kept[position]).sum()):
                 kept[position] = ~smallest(unit_set.units.metric, allowed)
-            axes.append((unit_set.axis, kept[position]))
+            ranked = {
+                (coupling.path_of(target), goals[target].granularity.axis % len(goals[target].shape))
+                for target in unit_set.members
+            }
+            axes.append(MaskedAxis(unit_set.axis, kept[position], ranked, unit_set.units.name))
     keep: dict[Target, Tensor] = {}
     for target, planned in goals.items():
         blocks = planned.granularity

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dwindle.config import PruningSetting, Target, aligned_mask
 from dwindle.config.granularity import activation_axis, weight_axes
 from dwindle.pruning.coupling import Coupling
+from dwindle.pruning.groups import MaskedAxis
 from dwindle.pruning.plan import PruningPlan
 
 Masks = dict[Target, Tensor]
@@ -28,19 +29,17 @@ def masks_of_goals(plan: PruningPlan, keep: Mapping[Target, Tensor]) -> Masks:
     }
 
 
-def follow_axes(masks: Masks, coupling: Coupling, axes: Iterable[tuple[Any, Tensor]]) -> dict[Target, str]:
+def follow_axes(masks: Masks, coupling: Coupling, axes: Iterable[MaskedAxis]) -> dict[Target, str]:
     """Mask in place what else makes or shifts the masked channels of each axis.
 
     Returns:
         For each parameter that was masked so, what it follows.
     """
     followed: dict[Target, str] = {}
-    goals = dict(masks)
-    for info, keep in axes:
-        if bool(keep.all()):
+    for masked in axes:
+        if bool(masked.keep.all()):
             continue
-        members = [target for target in goals if _on_axis(coupling, info, target)]
-        for target, dims in coupling.followers(info, keep, members).items():
+        for target, dims in coupling.followers(masked.axis, masked.keep, masked.ranked).items():
             parameter = coupling.modules[target.module]._parameters[target.name]
             if parameter is None:
                 continue
@@ -48,14 +47,8 @@ def follow_axes(masks: Masks, coupling: Coupling, axes: Iterable[tuple[Any, Tens
                 shape = [1] * parameter.dim()
                 shape[dim] = -1
                 _multiply(masks, target, stays.float().reshape(shape))
-            followed[target] = ", ".join(map(str, members[:2])) or f"axis {info.id}"
+            followed[target] = masked.name
     return followed
-
-
-def _on_axis(coupling: Coupling, info: Any, target: Target) -> bool:
-    """Whether a ranked target makes the channels of this axis itself."""
-    own = coupling.path_of(target)
-    return any(path == own and not coupling.is_reader(path, dim) for path, dim in info.parameter_dims)
 
 
 def follow_alignments(
