@@ -23,7 +23,9 @@ def load_model(name: str, arguments: Mapping[str, Any] | None = None) -> nn.Modu
         name: ``package.module:callable`` (called with ``arguments``; modules beside the working directory are
             found too), ``timm/NAME``, ``hf/PATH`` (a local directory or a name in the local cache), or a
             directory that dwindle wrote.
-        arguments: Keyword arguments of the callable, of ``timm.create_model`` or of ``from_pretrained``.
+        arguments: Keyword arguments of the callable, of ``timm.create_model`` or of ``from_pretrained``. For
+            ``hf/`` also ``class`` (default ``AutoModel``), and ``weights: false`` to build the model from its
+            ``config.json`` with random weights.
 
     Raises:
         ConfigError: The name means nothing, or what it means is not a model.
@@ -147,6 +149,9 @@ def _hugging_face_model(path: str, options: dict[str, Any]) -> nn.Module:
                 f"transformers has no class {class_name!r}"
                 + did_you_mean(class_name, [entry for entry in dir(transformers) if entry.startswith("Auto")])
             )
+        if not options.pop("weights", True):
+            config = transformers.AutoConfig.from_pretrained(path)
+            return getattr(transformers, class_name).from_config(config, **options)
         return getattr(transformers, class_name).from_pretrained(path, **options)
     except (ImportError, ModuleNotFoundError) as error:
         raise MissingDependencyError(

@@ -1,1 +1,6 @@
-"""."""
+"""The report: one self-contained HTML page that shows what a run did, from its records."""
+
+from dwindle.report.page import render_page, write_page
+from dwindle.report.summary import Figure, Row, RunSummary, RuntimeFigures, SeedRun
+
+__all__ = ["Figure", "Row", "RunSummary", "RuntimeFigures", "SeedRun", "render_page", "write_page"]
