@@ -239,3 +239,51 @@ def test_nested_form_is_nnis() -> None:
     assert list(nested) == ["0"]
     assert nested["0"]["weight"].shape == (4, 3, 3, 3)
     assert torch.equal(nested["0"]["bias"], half(4))
+
+
+def test_disabled_hides_every_trace_and_keeps_what_is_attached_inside() -> None:
+    model = small()
+    names = [name for name, _ in model.named_modules()]
+    buffers = [name for name, _ in model.named_buffers()]
+    attach_mask(model, Target("0", "weight"), half(4, 1, 1, 1))
+    attach_mask(model, Target("4", "_input_0"), half(16))
+    assert list(model[0].children()) == []
+    x = torch.randn(2, 3, 4, 4)
+    with disabled(model):
+        assert [name for name, _ in model.named_modules()] == names
+        assert [name for name, _ in model.named_buffers()] == buffers
+        assert type(model[0]) is nn.Conv2d
+        model.eval()
+        attach_mask(model, Target("4", "_output_0"), torch.zeros(5))
+        attach_mask(model, Target("0", "bias"), torch.zeros(4))
+    assert torch.equal(model(x), torch.zeros(2, 5))
+    assert torch.equal(model[0](x)[:, 0], torch.zeros(2, 2, 2))
+    assert not any(module.training for module in model.modules())
+    assert len(model[4]._forward_hooks) == len(model[4]._forward_pre_hooks) == 1
+    detach(model)
+    assert not any(m._forward_hooks or m._forward_pre_hooks for m in model.modules())
+
+
+def test_disabled_shows_and_copies_the_plain_model() -> None:
+    model = small().eval()
+    x = torch.randn(2, 3, 4, 4)
+    names = [name for name, _ in model.named_modules()]
+    state = list(model.state_dict())
+    dense = model(x)
+    for target in (Target("0", "weight"), Target("", "_output_0"), Target("4", "_input_0")):
+        attach_mask(model, target, torch.zeros(()))
+    masked = model(x)
+    with disabled(model):
+        assert [name for name, _ in model.named_modules()] == names
+        assert list(model.state_dict()) == state
+        assert type(model[0]) is nn.Conv2d
+        assert type(model) is nn.Sequential
+        copied = copy.deepcopy(model)
+        with disabled(model):
+            assert torch.equal(model(x), dense)
+        with pytest.raises(ZeroDivisionError), disabled(model):
+            raise ZeroDivisionError
+    assert torch.equal(model(x), masked)
+    assert len(get_masks(model)) == 3
+    assert torch.equal(copied(x), dense)
+    assert get_masks(copied) == {}

@@ -17,7 +17,7 @@ from dwindle import simulate
 from dwindle.config import Granularity, Target, excluded_modules
 from dwindle.config.errors import ConfigError
 from dwindle.pruning.coupling import Coupling
-from dwindle.pruning.groups import selected, unit_sets
+from dwindle.pruning.groups import selected, unit_counts, unit_sets
 from dwindle.pruning.masks import follow_alignments, follow_axes, mask_axis, masks_of_goals, tie
 from dwindle.pruning.plan import make_plan
 from dwindle.pruning.report import PruningReport, SparsityRow
@@ -145,7 +145,7 @@ class Pruner:
         simulate.attach_masks(self.model, self._attachable(masks, modules))
         self._attached = tuple(masks)
         self._progress = progress
-        self._report = self._describe(masks, followed, notes, progress)
+        self._report = self._describe(masks, followed, notes, progress, unit_counts(sets))
         if progress == 1:
             self._warn_of_misses()
 
@@ -180,6 +180,7 @@ class Pruner:
         followed: Mapping[Target, str],
         notes: list[str],
         progress: float,
+        units: Mapping[Target, int],
     ) -> PruningReport:
         rows = []
         for target, mask in masks.items():
@@ -188,11 +189,9 @@ class Pruner:
             if planned is not None and planned.setting.goal is not None:
                 alone = planned.setting.global_group_id is None
                 requested = planned.setting.goal * progress if alone else None
-            blocks = planned.granularity.block_count(planned.shape) if planned is not None else mask.numel()
-            parts = (planned.setting.internal_metric_block or 1) if planned is not None else 1
             share = float((mask == 0).sum()) / max(mask.numel(), 1)
             follows = None if planned is not None else followed.get(target)
-            rows.append(SparsityRow(str(target), requested, share, blocks // parts, follows))
+            rows.append(SparsityRow(str(target), requested, share, units.get(target, mask.numel()), follows))
         return PruningReport(tuple(rows), tuple(notes))
 
     def _warn_of_misses(self) -> None:

@@ -119,6 +119,16 @@ def _units(
     )
 
 
+def unit_counts(sets: Sequence[UnitSet]) -> dict[Target, int]:
+    """Return for each target the smallest number of units (in one part) among which was chosen for it."""
+    counts: dict[Target, int] = {}
+    for unit_set in sets:
+        number = max(unit_set.units.count // unit_set.units.parts, 1)
+        for target in unit_set.members:
+            counts[target] = min(counts.get(target, number), number)
+    return counts
+
+
 def _axis_sets(
     rest: dict[Target, PlannedTarget], metrics: Mapping[Target, Tensor], progress: float, coupling: Coupling
 ) -> tuple[list[UnitSet], list[str]]:

@@ -14,7 +14,7 @@ class SparsityRow:
         target: Its path.
         requested: Share of its blocks that should go; None for targets that follow others, and for thresholds.
         achieved: Share of its entries that are masked.
-        blocks: Number of blocks.
+        blocks: Number of units (blocks, channels, heads) among which was chosen.
         follows: What it follows, or None.
     """
 

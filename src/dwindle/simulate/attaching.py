@@ -165,16 +165,22 @@ def _bake(parameter: Tensor, simulator: nn.Module) -> None:
 
 @contextlib.contextmanager
 def disabled(model: nn.Module) -> Iterator[nn.Module]:
-    """While inside, the model is as it was without simulators: its parameters are the original objects."""
-    tables = [table for _, _, table in simulated_modules(model)]
-    before = [table.enabled for table in tables]
-    for table in tables:
-        table.enabled = False
+    """While inside, the model is as it was without simulators.
+
+    Its modules have their own classes, its parameters are the original objects, and nothing of the simulators
+    shows in ``named_modules``, ``named_buffers`` or ``state_dict``; so recordings and copies made inside are
+    those of the plain model. Afterwards the simulators are back where they were.
+    """
+    carried = [(module, table) for _, module, table in simulated_modules(model)]
+    for module, _ in carried:
+        del module._modules[RESERVED]
+        refresh(module)
     try:
         yield model
     finally:
-        for table, enabled in zip(tables, before, strict=True):
-            table.enabled = enabled
+        for module, table in carried:
+            module._modules[RESERVED] = table
+            refresh(module)
 
 
 def plain_state_dict(model: nn.Module, *, keep_values: bool = True) -> dict[str, Tensor]:

@@ -40,20 +40,18 @@ def refresh(module: nn.Module) -> None:
         module.__class__ = base
         return
     names = tuple(name for name, _ in table.stacks() if name in module._parameters)
-    has_children = any(name != RESERVED for name in module._modules)
-    module.__class__ = _simulated_class(base, names, has_children)  # type: ignore[arg-type]
+    module.__class__ = _simulated_class(base, names)  # type: ignore[arg-type]
 
 
 @functools.cache
-def _simulated_class(base: type[nn.Module], names: tuple[str, ...], has_children: bool) -> type[nn.Module]:
+def _simulated_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.Module]:
     """Return the subclass of ``base`` whose parameters ``names`` are read through their simulators."""
     namespace: dict[str, Any] = {name: _simulated_parameter(name) for name in names}
-    namespace |= {_MARK: (base, names, has_children), "__reduce_ex__": _reduce, "__module__": base.__module__}
+    namespace |= {_MARK: (base, names), "__reduce_ex__": _reduce, "__module__": base.__module__}
     namespace |= {"__qualname__": base.__qualname__, "__doc__": base.__doc__}
     if issubclass(base, nn.RNNBase) and names:
         namespace["_flat_weights"] = property(_flat_weights, _set_flat_weights)
-    if has_children or issubclass(base, nn.Sequential | nn.ModuleList | nn.ModuleDict):
-        namespace |= _hidden_table(base)
+    namespace |= _hidden_table(base)
     return type(base.__name__, (base,), namespace)
 
 
@@ -89,7 +87,7 @@ def _set_flat_weights(self: nn.RNNBase, value: list[Tensor]) -> None:
 
 
 def _hidden_table(base: type[nn.Module]) -> dict[str, Any]:
-    """Return methods that hide the table from a container's children, but not from moves and modes."""
+    """Return methods that hide the table from a module's children, but not from moves and modes."""
 
     def members(self: nn.Module) -> dict[str, nn.Module]:
         return {
@@ -138,8 +136,8 @@ def _reduce(self: nn.Module, protocol: Any) -> Any:
     return reduced
 
 
-def _remake(base: type[nn.Module], names: tuple[str, ...], has_children: bool) -> nn.Module:
-    cls = _simulated_class(base, names, has_children)  # type: ignore[arg-type]
+def _remake(base: type[nn.Module], names: tuple[str, ...]) -> nn.Module:
+    cls = _simulated_class(base, names)  # type: ignore[arg-type]
     return cls.__new__(cls)
 
 
