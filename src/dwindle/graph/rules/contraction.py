@@ -43,7 +43,7 @@ def _matmul_axes(first: Value, second: Value, scope: Scope) -> list[Axis]:
         scope.mix([left[-1]], exact_on_zeros=True)
         if len(left) > 2 and len(right) > 2:
             scope.heads += left[:-2]
-            scope.head_widths.append(left[-1])
+            scope.head_widths += [left[-1], right[-1]]
     batch_left, batch_right = left[:-2], right[:-2]
     rank = max(len(batch_left), len(batch_right))
     batch = broadcast([_part(first, batch_left), _part(second, batch_right)], rank, scope)

@@ -117,7 +117,7 @@ def expressions_for(node: Node, numbers: Sequence[int]) -> list[Expression]:
     A number without a tag is a literal and returned as it is.
     """
     given = node.sizes or []
-    if all(isinstance(item, int) for item in given):
+    if not numbers or all(isinstance(item, int) for item in given):
         return list(numbers)
     values = [recorded_value(item) for item in given]
     wanted = list(numbers)
