@@ -10,6 +10,17 @@ import torch
 from torch import nn
 
 
+#: Under this name simulators keep their state on a module; it is no part of the model.
+RESERVED = "_dwindle"
+
+
+def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Yield the named modules of a model without those of simulators."""
+    for path, module in model.named_modules():
+        if RESERVED not in path.split("."):
+            yield path, module
+
+
 def user_name(name: str) -> str:
     """Return the user's name of a parametrized parameter: ``a.parametrizations.weight.original`` is ``a.weight``."""
     if ".original" in name and "parametrizations." in name and name.endswith(".original"):
@@ -20,7 +31,7 @@ def user_name(name: str) -> str:
 
 def _tensor_slots(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, str, str]]:
     """Yield ``(dictionary, key, kind, name)`` for every tensor that a module of ``model`` holds."""
-    for path, module in model.named_modules(remove_duplicate=True):
+    for path, module in modules_of(model):
         prefix = f"{path}." if path else ""
         for key, held in module._parameters.items():
             if held is not None:

@@ -227,9 +227,14 @@ class ConstantPropagation:
             "pad",
         ):
             return self._moved(node, name, inputs)
+        if name == "embedding":
+            return [self.get(inputs[0])[:1].view([1] * (len(node.output.shape) - 1) + [-1])]
         if name == "scaled_dot_product_attention":
             # weights sum to one: a value that is the same for all tokens comes out as it is
-            return [self._reshaped(self.get(inputs[2]), self._shape(node.output))]
+            value, wanted = self.get(inputs[2]), self._shape(node.output)
+            if value.dim() > 2 and value.shape[-3] not in (1, wanted[-3]):
+                value = value.repeat_interleave(wanted[-3] // value.shape[-3], dim=-3)  # grouped queries
+            return [self._reshaped(value, wanted)]
         if name in ("matmul", "bmm"):
             return [self._zero_products(node, inputs)]
         if torch.Tag.pointwise in node.target.tags or name in (

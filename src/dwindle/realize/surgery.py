@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from dwindle.config.errors import RealizeError
-from dwindle.graph.stand_ins import user_name
+from dwindle.graph.stand_ins import modules_of, user_name
 from dwindle.realize.plan import AttributeChange, Plan
 from dwindle.realize.standard_modules import standard_attributes
 
@@ -28,7 +28,7 @@ def tensor_slots(model: nn.Module) -> dict[str, list[tuple[nn.Module, str]]]:
     """
     slots: dict[str, list[tuple[nn.Module, str]]] = {}
     first: dict[int, str] = {}
-    for path, module in model.named_modules():
+    for path, module in modules_of(model):
         prefix = f"{path}." if path else ""
         for holder, parametrized in (
             (module._parameters, True),

@@ -18,6 +18,7 @@ import torch.utils._pytree as pytree
 from torch import nn
 from torch.utils._python_dispatch import TorchDispatchMode
 
+from dwindle import simulate
 from dwindle.config.errors import RealizeError
 from dwindle.graph.analysis import Analysis, larger_batch
 from dwindle.graph.axes import Axis
@@ -280,6 +281,8 @@ def prove(
         expected = outputs_of(masked, variants, dtype)
     inside = _inside(analysis, keep)
     twin = copy.deepcopy(masked) if inside else None
+    if twin is not None:
+        simulate.detach(twin, keep_values=True)  # the replay reads plain parameters
     try:
         small = make_small(masked)
         actual = outputs_of(small, variants, dtype)
