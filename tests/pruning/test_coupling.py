@@ -158,7 +158,7 @@ def test_an_excluded_module_holds_its_channels() -> None:
 
 def test_different_ratios_of_coupled_layers_use_the_smallest() -> None:
     config = [{"op_names": ["stem"], "sparse_ratio": 0.5}, {"op_names": ["project"], "sparse_ratio": 0.25}]
-    with pytest.warns(UserWarning, match="different ratios"):
+    with pytest.warns(UserWarning, match="different ratios|25% of 50%"):
         _, masks = L1NormPruner(Residual(), config, example_inputs=IMAGE).compress()
     assert len(gone(masks, "stem")) == len(gone(masks, "project")) == 2
 
@@ -220,3 +220,20 @@ def test_the_model_is_not_changed_by_analysing_it() -> None:
     after = {name: value for name, value in model.state_dict().items() if "_dwindle" not in name}
     assert list(after) == list(state)
     assert all(torch.equal(value, state[name]) for name, value in after.items())
+
+
+@pytest.mark.parametrize("norm", [nn.LayerNorm, nn.RMSNorm])
+def test_norms_over_masked_channels_are_masked_with_them(norm: type[nn.Module]) -> None:
+    """The norm then averages over fewer channels when cut: the proof says that it applies the mask inside."""
+    model = nn.Sequential(nn.Linear(8, 16), norm(16), nn.Linear(16, 4))
+    lively(model).eval()
+    x = torch.randn(2, 8)
+    _, masks = L1NormPruner(model, [{"op_names": ["0"], "sparse_ratio": 0.5}], example_inputs=x).compress()
+    for own in masks["1"]:
+        assert gone(masks, "1", own) == gone(masks, "0")
+    assert set(masks["1"]) == ({"weight", "bias"} if norm is nn.LayerNorm else {"weight"})
+    assert not model[:2](x)[:, gone(masks, "0")].any()
+    result = realize(model, (x,))
+    assert result.verification is not None
+    assert any("norm" in operator for operator in result.verification.inside)
+    assert model[2].weight.shape == (4, 8)

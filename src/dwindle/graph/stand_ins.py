@@ -9,7 +9,6 @@ from typing import Any
 import torch
 from torch import nn
 
-
 #: Under this name simulators keep their state on a module; it is no part of the model.
 RESERVED = "_dwindle"
 
@@ -33,8 +32,8 @@ def _tensor_slots(model: nn.Module) -> Iterator[tuple[dict[str, Any], str, str, 
     """Yield ``(dictionary, key, kind, name)`` for every tensor that a module of ``model`` holds."""
     for path, module in modules_of(model):
         prefix = f"{path}." if path else ""
-        for key, held in module._parameters.items():
-            if held is not None:
+        for key, parameter in module._parameters.items():
+            if parameter is not None:
                 yield module._parameters, key, "parameter", user_name(prefix + key)
         for key, held in module._buffers.items():
             if held is not None:

@@ -169,7 +169,8 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
 
     Its modules have their own classes, its parameters are the original objects, and nothing of the simulators
     shows in ``named_modules``, ``named_buffers`` or ``state_dict``; so recordings and copies made inside are
-    those of the plain model. Afterwards the simulators are back where they were.
+    those of the plain model. Afterwards the simulators are back where they were, beside what was attached
+    inside, and in the mode that the model has then.
     """
     carried = [(module, table) for _, module, table in simulated_modules(model)]
     for module, _ in carried:
@@ -179,8 +180,28 @@ def disabled(model: nn.Module) -> Iterator[nn.Module]:
         yield model
     finally:
         for module, table in carried:
-            module._modules[RESERVED] = table
-            refresh(module)
+            _put_back(module, table)
+
+
+def _put_back(module: nn.Module, table: SimulatorTable) -> None:
+    """Give a module its table again, together with the simulators that it got in the meantime."""
+    newer = table_of(module)
+    if newer is not None:
+        kept = dict(newer.stacks())
+        inputs = dict(newer.inputs)
+        newer._modules.clear()
+        newer.inputs.clear()
+        _unhook(module, newer)  # one hook of each kind serves the whole table
+        for name, stack in kept.items():
+            own = table._modules.setdefault(name, SimulatorStack())
+            for stage, simulator in stack._modules.items():
+                own._modules.pop(stage, None)  # type: ignore[union-attr]
+                own.insert(stage, simulator)  # type: ignore[union-attr, operator]
+        table.inputs.update(inputs)
+    module._modules[RESERVED] = table
+    _hook(module, table)
+    table.train(module.training)
+    refresh(module)
 
 
 def plain_state_dict(model: nn.Module, *, keep_values: bool = True) -> dict[str, Tensor]:
