@@ -51,7 +51,8 @@ class Operation:
 
 Expression = Attribute | Dimension | Operation | int | float
 
-_FUNCTIONS: dict[str, Callable[..., Any]] = {
+#: The arithmetic of expressions, by name.
+FUNCTIONS: dict[str, Callable[..., Any]] = {
     "add": operator.add,
     "sub": operator.sub,
     "mul": operator.mul,
@@ -83,7 +84,7 @@ def variables(expression: Expression) -> Iterator[Attribute | Dimension]:
 def evaluate(expression: Expression, value_of: Callable[[Attribute | Dimension], Any]) -> Any:
     """Evaluate an expression with ``value_of`` giving the value of each variable."""
     if isinstance(expression, Operation):
-        return _FUNCTIONS[expression.name](*(evaluate(operand, value_of) for operand in expression.operands))
+        return FUNCTIONS[expression.name](*(evaluate(operand, value_of) for operand in expression.operands))
     if isinstance(expression, Attribute | Dimension):
         return value_of(expression)
     return expression

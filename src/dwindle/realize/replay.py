@@ -7,7 +7,6 @@ has its cut size, and the sizes in reshapes and the like are recomputed from the
 
 from __future__ import annotations
 
-import math
 import operator
 from collections.abc import Callable
 from typing import Any
@@ -17,8 +16,9 @@ import torch
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
 from dwindle.graph.counts import count_of
-from dwindle.graph.expressions import Attribute, Dimension, Expression, Operation, variables
+from dwindle.graph.expressions import FUNCTIONS, Attribute, Dimension, Expression, Operation, variables
 from dwindle.graph.positions import kept_positions
+from dwindle.graph.rules.creation import CREATIONS
 from dwindle.graph.rules.registry import expressions_for, recorded_value
 from dwindle.graph.trace import Node, Trace, Value
 
@@ -40,20 +40,6 @@ _SIZE_ARGUMENTS: dict[str, tuple[int, ...]] = {
     "conv_transpose2d": (6,),
     "conv_transpose3d": (6,),
     "arange": (0, 1),
-}
-
-_PYTHON_OPERATORS: dict[str, Callable[..., Any]] = {
-    "add": operator.add,
-    "sub": operator.sub,
-    "mul": operator.mul,
-    "floordiv": operator.floordiv,
-    "truediv": operator.truediv,
-    "pow": operator.pow,
-    "mod": operator.mod,
-    "neg": operator.neg,
-    "float": float,
-    "int": int,
-    "sqrt": math.sqrt,
 }
 
 Call = Callable[..., Any]
@@ -186,23 +172,7 @@ class Replay:
 
     def _sized_axis(self, node: Node, place: int, length: int) -> Axis | None:
         """Axis that a size in a list argument belongs to."""
-        if node.name in (
-            "view",
-            "reshape",
-            "_unsafe_view",
-            "expand",
-            "broadcast_to",
-            "zeros",
-            "ones",
-            "empty",
-            "full",
-            "rand",
-            "randn",
-            "new_zeros",
-            "new_ones",
-            "new_empty",
-            "new_full",
-        ):
+        if node.name in (*CREATIONS, "view", "reshape", "_unsafe_view", "expand", "broadcast_to"):
             return node.output.axes[len(node.output.axes) - length + place]
         if node.name == "unflatten":
             return node.output.axes[int(node.args[1]) % len(node.args[0].shape) + place]
@@ -228,8 +198,8 @@ class Replay:
         if isinstance(expression, Operation):
             operands = tuple(self._emit(operand) for operand in expression.operands)
             if all(isinstance(operand, int | float) for operand in operands):
-                return _PYTHON_OPERATORS[expression.name](*operands)
-            return self.call(_PYTHON_OPERATORS[expression.name], operands, {})
+                return FUNCTIONS[expression.name](*operands)
+            return self.call(FUNCTIONS[expression.name], operands, {})
         if isinstance(expression, Dimension):
             if id(expression.value) not in self.env:
                 return expression.value.shape[expression.dim]

@@ -6,21 +6,14 @@ from dwindle.graph.rules.registry import Scope, rule
 from dwindle.graph.trace import Node
 
 
-@rule(
-    "zeros",
-    "ones",
-    "empty",
-    "full",
-    "rand",
-    "randn",
-    "new_zeros",
-    "new_ones",
-    "new_empty",
-    "new_full",
-    "empty_strided",
-    "new_empty_strided",
-    "randint",
-)
+#: Operators whose size list gives one new axis a dimension.
+CREATIONS = (
+    "zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full",
+    "empty_strided", "new_empty_strided", "randint",
+)  # fmt: skip
+
+
+@rule(*CREATIONS)
 def create(node: Node, scope: Scope) -> None:
     """One new axis a dimension; each size is observed."""
     for output in node.outputs:
