@@ -5,7 +5,6 @@ from __future__ import annotations
 from dwindle.graph.rules.registry import Scope, rule
 from dwindle.graph.trace import Node
 
-
 #: Operators whose size list gives one new axis a dimension.
 CREATIONS = (
     "zeros", "ones", "empty", "full", "rand", "randn", "new_zeros", "new_ones", "new_empty", "new_full",
