@@ -56,11 +56,10 @@ def _wanted(module: nn.Module) -> dict[str, Any]:
 
 
 def _attention(module: nn.MultiheadAttention) -> dict[str, Any]:
-    embed = module.out_proj.weight.shape[0]
     if module.in_proj_weight is not None:
-        kdim = vdim = embed
+        kdim = vdim = embed = module.in_proj_weight.shape[1]
         inner = module.in_proj_weight.shape[0] // 3
     else:
-        inner = module.q_proj_weight.shape[0]
+        inner, embed = module.q_proj_weight.shape
         kdim, vdim = module.k_proj_weight.shape[1], module.v_proj_weight.shape[1]
     return {"embed_dim": embed, "kdim": kdim, "vdim": vdim, "head_dim": inner // module.num_heads}

@@ -83,8 +83,7 @@ def softmax(node: Node, scope: Scope) -> None:
 def weight_norm(node: Node, scope: Scope) -> None:
     """``v * g / norm(v)`` with the norm over all dimensions but one."""
     direction, magnitude = list(node.inputs())[:2]
-    dim = int(node.argument("dim", 0))
-    scope.mix([axis for place, axis in enumerate(direction.axes) if place != dim])
+    scope.mix(direction.axes)  # the dimension that keeps its norm too: a row of zeros would be divided by zero
     node.outputs[0].axes = broadcast([direction, magnitude], len(direction.shape), scope)
     for output in node.outputs[1:]:
         output.axes = broadcast([magnitude], len(output.shape), scope)
