@@ -32,9 +32,7 @@ def export_command(
     from dwindle.recipe import load_model
 
     if to not in _SUFFIXES:
-        raise ConfigError(
-            f"--to {to}: known formats are {', '.join(_SUFFIXES)}{did_you_mean(to, _SUFFIXES)}"
-        )
+        raise ConfigError(f"--to {to}: known formats are {', '.join(_SUFFIXES)}{did_you_mean(to, _SUFFIXES)}")
     path = output if output is not None else Path(f"model{_SUFFIXES[to]}")
     if path.suffix != _SUFFIXES[to]:
         raise ConfigError(f"--output {path}: a file for {to} ends in {_SUFFIXES[to]}")

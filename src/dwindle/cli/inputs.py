@@ -46,7 +46,9 @@ def parse_shape(text: str) -> tuple[str | None, Tensor]:
     except ValueError:
         shape = []
     if not shape or min(shape) < 1:
-        raise ConfigError(f"--input-shape {text}: write sizes above 0 with commas between, such as 1,3,224,224")
+        raise ConfigError(
+            f"--input-shape {text}: write sizes above 0 with commas between, such as 1,3,224,224"
+        )
     kind = _TYPES[dtype]
     tensor = torch.randn(shape, dtype=kind) if kind.is_floating_point else torch.ones(shape, dtype=kind)
     return (name if equals else None), tensor
@@ -75,7 +77,9 @@ def example_inputs(shapes: Sequence[str], model: nn.Module) -> tuple[tuple[Any, 
     if not args and not kwargs:
         own = getattr(model, "dummy_inputs", None)
         if not isinstance(own, dict) or not own:
-            raise ConfigError("which inputs does the model take? Give them with --input-shape, such as 1,3,224,224")
+            raise ConfigError(
+                "which inputs does the model take? Give them with --input-shape, such as 1,3,224,224"
+            )
         kwargs = dict(own)
     return tuple(args), kwargs
 

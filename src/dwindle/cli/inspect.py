@@ -21,7 +21,8 @@ ShapeOption = Annotated[
     ),
 ]
 ArgumentOption = Annotated[
-    list[str] | None, typer.Option("--argument", "-a", help="key=value for the callable that makes the model.")
+    list[str] | None,
+    typer.Option("--argument", "-a", help="key=value for the callable that makes the model."),
 ]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.")]
 

@@ -20,7 +20,9 @@ def measure_command(
     runtimes: Annotated[
         str, typer.Option(help="Runtimes, with commas between.")
     ] = "torch,onnxruntime,openvino",
-    batch: Annotated[int | None, typer.Option(help="Samples a forward pass; default: the input's own.")] = None,
+    batch: Annotated[
+        int | None, typer.Option(help="Samples a forward pass; default: the input's own.")
+    ] = None,
     threads: Annotated[int | None, typer.Option(help="Threads of each runtime.")] = None,
     repeats: Annotated[int, typer.Option(help="Timed calls of each model in each runtime.")] = 50,
     latency: Annotated[bool, typer.Option(help="Take times.")] = True,
@@ -32,7 +34,9 @@ def measure_command(
 
     names = [name.strip() for name in runtimes.split(",") if name.strip()]
     with waiting("measuring"):
-        made: dict[str, Any] = {name: load_model(name, parse_arguments(argument or [])).eval() for name in models}
+        made: dict[str, Any] = {
+            name: load_model(name, parse_arguments(argument or [])).eval() for name in models
+        }
         args, kwargs = example_inputs(input_shape or [], made[models[0]])
         found: Comparison = measure(
             made,

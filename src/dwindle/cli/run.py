@@ -26,8 +26,12 @@ def run_command(
     output: Annotated[
         Path | None, typer.Option("--output", "-o", help="Directory of the run. Default: runs/NAME.")
     ] = None,
-    fresh: Annotated[bool, typer.Option("--fresh", help="Begin anew, even where a stage is finished.")] = False,
-    resume: Annotated[bool, typer.Option("--resume", help="Go on where an earlier run stood (the default).")] = False,
+    fresh: Annotated[
+        bool, typer.Option("--fresh", help="Begin anew, even where a stage is finished.")
+    ] = False,
+    resume: Annotated[
+        bool, typer.Option("--resume", help="Go on where an earlier run stood (the default).")
+    ] = False,
     json: JsonOption = False,
 ) -> None:
     """Run a recipe: train, prune, fine-tune, quantize, export, measure, report.
@@ -57,7 +61,12 @@ class _Bars:
 
     def __init__(self) -> None:
         self.shown = sys.stderr.isatty()
-        columns = (TextColumn("{task.description:<24}"), BarColumn(), TextColumn("{task.fields[text]}"), TimeElapsedColumn())
+        columns = (
+            TextColumn("{task.description:<24}"),
+            BarColumn(),
+            TextColumn("{task.fields[text]}"),
+            TimeElapsedColumn(),
+        )
         self.progress = Progress(*columns, console=Console(stderr=True), transient=True)
         self.whole: TaskID | None = None
         self.part: TaskID | None = None

@@ -74,7 +74,9 @@ def predict(model: nn.Module | Callable[..., Any], data: Data) -> tuple[Tensor, 
     return torch.cat(predicted), torch.cat(targets) if targets else None
 
 
-def evaluate(model: nn.Module | Callable[..., Any], data: Data, original: Tensor | None) -> tuple[Evaluation, Tensor]:
+def evaluate(
+    model: nn.Module | Callable[..., Any], data: Data, original: Tensor | None
+) -> tuple[Evaluation, Tensor]:
     """Run a model over the test data and compare with labels and with the original's predictions.
 
     Returns:
@@ -89,5 +91,7 @@ def evaluate(model: nn.Module | Callable[..., Any], data: Data, original: Tensor
 def agreement_of(first: Tensor, second: Tensor) -> float:
     """Share (0 to 1) of equal entries."""
     if first.shape != second.shape:
-        raise ConfigError(f"predictions of shape {tuple(first.shape)} cannot be compared with {tuple(second.shape)}")
+        raise ConfigError(
+            f"predictions of shape {tuple(first.shape)} cannot be compared with {tuple(second.shape)}"
+        )
     return float((first == second).double().mean())

@@ -34,7 +34,9 @@ def gather(recipe: Recipe, text: str, chains: Mapping[int, Records]) -> RunSumma
     measures = [position for position, record in enumerate(first) if record["kind"] == "measure"]
     evaluation = first[models[0]]["result"]["evaluation"]
     metric: Literal["accuracy", "agreement"] = "agreement" if evaluation["accuracy"] is None else "accuracy"
-    rows = [_row(position, index == 0, list(chains.values()), measures) for index, position in enumerate(models)]
+    rows = [
+        _row(position, index == 0, list(chains.values()), measures) for index, position in enumerate(models)
+    ]
     last_measure = first[measures[-1]]["result"] if measures else {}
     return RunSummary(
         name=recipe.name,
@@ -45,7 +47,9 @@ def gather(recipe: Recipe, text: str, chains: Mapping[int, Records]) -> RunSumma
         data=recipe.data.name,
         samples=evaluation["samples"],
         rows=tuple(_with_unique_titles(rows)),
-        seeds=tuple(SeedRun(seed, tuple(_public(record) for record in chain)) for seed, chain in chains.items()),
+        seeds=tuple(
+            SeedRun(seed, tuple(_public(record) for record in chain)) for seed, chain in chains.items()
+        ),
         recipe_text=text,
         versions=_versions(),
         machine=_machine(),
@@ -68,7 +72,7 @@ def _model_positions(records: Records) -> list[int]:
 def _row(position: int, is_original: bool, chains: Sequence[Records], measures: Sequence[int]) -> Row:
     """The figures of one model over all seeds."""
     records = [chain[position] for chain in chains]
-    label, kind = records[0]["label"], records[0]["kind"]
+    label, kind = str(records[0]["label"]), str(records[0]["kind"])
     results = [record["result"] for record in records]
     measured = [_measured(chain, measures, label) for chain in chains]
 
@@ -78,7 +82,7 @@ def _row(position: int, is_original: bool, chains: Sequence[Records], measures: 
     size = figure("bytes")
     names = list(dict.fromkeys(name for entry in measured for name in _runtime_names(entry)))
     quantizing = records[0]["settings"].get("preset")
-    title = str(quantizing) if kind == "quantize" and quantizing else _TITLES.get(kind, label)
+    title: str = str(quantizing) if kind == "quantize" and quantizing else str(_TITLES.get(kind, label))
     return Row(
         label=label,
         kind="original" if is_original else kind,
@@ -88,7 +92,9 @@ def _row(position: int, is_original: bool, chains: Sequence[Records], measures: 
         bytes=size,
         bytes_of=measured[0].get("bytes_of") if size is not None else None,
         accuracy=Figure.of([result["evaluation"]["accuracy"] for result in results]),
-        agreement=Figure.of([1.0 if is_original else result["evaluation"]["agreement"] for result in results]),
+        agreement=Figure.of(
+            [1.0 if is_original else result["evaluation"]["agreement"] for result in results]
+        ),
         peak_activation_bytes=figure("peak_activation_bytes"),
         runtimes={name: _runtime(name, measured) for name in names},
     )
@@ -129,7 +135,9 @@ def _with_unique_titles(rows: Sequence[Row]) -> list[Row]:
     """Two stages with one title are told apart by their labels."""
     titles = [row.title for row in rows]
     return [
-        row if titles.count(row.title) == 1 else Row(**{**row.__dict__, "title": f"{row.title} ({row.label})"})
+        row
+        if titles.count(row.title) == 1
+        else Row(**{**row.__dict__, "title": f"{row.title} ({row.label})"})
         for row in rows
     ]
 

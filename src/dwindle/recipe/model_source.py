@@ -108,7 +108,9 @@ def call_checked(function: Callable[..., Any], arguments: Mapping[str, Any], nam
     except (TypeError, ValueError):
         signature = None
     if signature is not None:
-        named = [p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+        named = [
+            p.name for p in signature.parameters.values() if p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)
+        ]
         open_ended = any(p.kind is p.VAR_KEYWORD for p in signature.parameters.values())
         for key in arguments:
             if key not in named and not open_ended:

@@ -92,16 +92,24 @@ class _Reader:
     def stage(self, entry: Any, position: int) -> Stage:
         """Read ``train: {...}``, or a bare ``report``."""
         location: Location = ("stages", position)
+        kind: Any
+        body: Any
         if isinstance(entry, str):
             kind, body = entry, {}
         elif isinstance(entry, Mapping) and len(entry) == 1:
             kind, body = next(iter(entry.items()))
         else:
             found = f"the keys {', '.join(map(str, entry))}" if isinstance(entry, Mapping) else repr(entry)
-            self.fail(location, f"a stage is one of {', '.join(STAGES)} with its settings below it; found {found}")
+            self.fail(
+                location, f"a stage is one of {', '.join(STAGES)} with its settings below it; found {found}"
+            )
         if kind not in STAGES:
             known = ", ".join(STAGES)
-            self.fail((*location, kind), f"there is no stage {kind!r}; known are {known}", did_you_mean(str(kind), STAGES))
+            self.fail(
+                (*location, kind),
+                f"there is no stage {kind!r}; known are {known}",
+                did_you_mean(str(kind), STAGES),
+            )
         if body is None:
             body = {}
         if not isinstance(body, Mapping):
@@ -116,7 +124,9 @@ class _Reader:
             location: Location = ("stages", position, stage.kind)
             if stage.label in seen:
                 first = seen[stage.label]
-                self.fail(location, f"stages[{first}] is called {stage.label!r} too; give each a 'name' of its own")
+                self.fail(
+                    location, f"stages[{first}] is called {stage.label!r} too; give each a 'name' of its own"
+                )
             seen[stage.label] = position
             if stage.kind == "report" and position != len(stages) - 1:
                 self.fail(location, "the report must be the last stage, so that it shows all of them")
@@ -126,7 +136,11 @@ class _Reader:
             for name in getattr(stage, "compare", None) or ():
                 models = [other.label for other in stages[:position] if other.makes_model]
                 if name not in ("original", *models):
-                    self.fail((*location, "compare"), f"no stage {name!r} before this one makes a model", did_you_mean(name, models))
+                    self.fail(
+                        (*location, "compare"),
+                        f"no stage {name!r} before this one makes a model",
+                        did_you_mean(name, models),
+                    )
 
     def check(self, kind: type[Any], data: dict[Any, Any], prefix: Location) -> Any:
         try:
@@ -148,7 +162,9 @@ class _Reader:
         elif detail["type"] == "missing":
             message = f"the key {last!r} is missing"
         elif detail["type"] == "literal_error":
-            choices = [choice.strip("' ") for choice in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")]
+            choices = [
+                choice.strip("' ") for choice in detail["ctx"]["expected"].replace(" or ", ", ").split(", ")
+            ]
             message = f"{detail['input']!r} is not one of {', '.join(choices)}"
             hint = did_you_mean(str(detail["input"]), choices)
         else:
@@ -223,4 +239,6 @@ def _similar_file(path: Path) -> str:
     directory = path.parent
     if not directory.is_dir():
         return ""
-    return did_you_mean(path.name, [entry.name for entry in directory.iterdir() if entry.suffix in (".yaml", ".yml")])
+    return did_you_mean(
+        path.name, [entry.name for entry in directory.iterdir() if entry.suffix in (".yaml", ".yml")]
+    )

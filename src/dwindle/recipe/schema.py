@@ -288,7 +288,15 @@ class OriginalStage(Stage):
 
 STAGES: dict[str, type[Stage]] = {
     stage.kind: stage
-    for stage in (TrainStage, PruneStage, FinetuneStage, QuantizeStage, ExportStage, MeasureStage, ReportStage)
+    for stage in (
+        TrainStage,
+        PruneStage,
+        FinetuneStage,
+        QuantizeStage,
+        ExportStage,
+        MeasureStage,
+        ReportStage,
+    )
 }
 """Every kind of stage by its key in a recipe."""
 

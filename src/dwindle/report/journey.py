@@ -73,6 +73,7 @@ def journey_plot(summary: RunSummary) -> str:
 def _mark_ends(plot: Plot, parts: Sequence[_Part], whole: float, scale: _Scale) -> None:
     """Dots and words at the end of every stage."""
     left = 0.0
+    previous: tuple[float, float, bool] | None = None
     for part in parts:
         places = len(part.values[0])
         x = (left + part.width * (places - 0.5) / places) / whole
@@ -84,8 +85,12 @@ def _mark_ends(plot: Plot, parts: Sequence[_Part], whole: float, scale: _Scale) 
                 for value in found:
                     plot.dot((x, scale(value)), "small", percent_text(value))
             plot.dot((x, scale(mean)), "large", f"{part.label}: {percent_text(mean)}")
-            below = scale(mean) > 0.75
-            plot.word((min(x, 0.95), scale(mean)), percent_text(mean), "value below" if below else "value above")
+            y = scale(mean)
+            # Above the dot, but below it where the word before stands in the way.
+            crowded = previous is not None and x - previous[0] < 0.12 and abs(y - previous[1]) < 0.2
+            below = y > 0.85 or (crowded and previous is not None and not previous[2])
+            plot.word((min(x, 0.955), y), percent_text(mean), "value below" if below else "value above")
+            previous = (x, y, below)
         left += part.width
 
 

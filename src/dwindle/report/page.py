@@ -13,7 +13,7 @@ from dwindle.report import wording
 from dwindle.report.journey import journey_plot
 from dwindle.report.notes import notes_of, runtime_names
 from dwindle.report.summary import Figure, Row, RunSummary
-from dwindle.report.views import layer_views, latency_views, parity_views, proof_views
+from dwindle.report.views import latency_views, layer_views, parity_views, proof_views
 
 __all__ = ["render_page", "write_page"]
 
@@ -127,13 +127,20 @@ def heroes(summary: RunSummary) -> list[Hero]:
         change = score_after.mean - score_before.mean
         if summary.metric == "agreement":
             found.append(
-                Hero("same answers", wording.percent_text(score_after.mean), "original", "final", score_after.mean, True)
+                Hero(
+                    "same answers",
+                    wording.percent_text(score_after.mean),
+                    "original",
+                    "final",
+                    score_after.mean,
+                    True,
+                )
             )
         else:
             found.append(
                 Hero(
-                    "accuracy",
-                    wording.points_text(change),
+                    "points of accuracy",
+                    wording.points_text(change).replace(" points", ""),
                     wording.percent_text(score_before.mean),
                     wording.percent_text(score_after.mean),
                     score_after.mean,
@@ -193,7 +200,7 @@ def figure_rows(summary: RunSummary) -> list[tuple[str, str, list[Cell]]]:
         ("File", _file_remark(summary), "bytes", wording.bytes_text),
         ("Peak activations", "a batch", "peak_activation_bytes", wording.bytes_text),
     ):
-        figures = [getattr(row, key) for row in summary.rows]
+        figures = [None if _is_simulated(row, key) else getattr(row, key) for row in summary.rows]
         if any(figure is not None for figure in figures):
             rows.append((name, remark, [_share_cell(figure, figures[0], show) for figure in figures]))
     for metric in ("accuracy", "agreement"):
@@ -209,6 +216,11 @@ def figure_rows(summary: RunSummary) -> list[tuple[str, str, list[Cell]]]:
     return rows
 
 
+def _is_simulated(row: Row, key: str) -> bool:
+    """Whether a figure is that of torch's simulation rather than of the model that it stands for."""
+    return key == "peak_activation_bytes" and any(figures.simulated for figures in row.runtimes.values())
+
+
 def _file_remark(summary: RunSummary) -> str:
     names = {"onnxruntime": "ONNX", "openvino": "OpenVINO", "safetensors": "safetensors"}
     return names.get(summary.final.bytes_of or "", "")
@@ -217,7 +229,11 @@ def _file_remark(summary: RunSummary) -> str:
 def _share_cell(figure: Figure | None, first: Figure | None, show: Any) -> Cell:
     if figure is None:
         return Cell("–")
-    note = "" if first is None or figure is first or not first.mean else f"{figure.mean / first.mean * 100:.1f} %"
+    note = (
+        ""
+        if first is None or figure is first or not first.mean
+        else f"{figure.mean / first.mean * 100:.1f} %"
+    )
     return Cell(show(figure.mean), note, _seeds_text(figure.values, show))
 
 
@@ -246,7 +262,9 @@ def _time_cell(row: Row, first: Row, runtime: str, quantile: str) -> Cell:
     if start is not None and row is not first:
         ratio = start.mean / time.mean
         note = f"{ratio:.2f}× as fast" if ratio >= 1 else f"{1 / ratio:.2f}× slower"
-    return Cell(wording.milliseconds_text(time.mean), note, _seeds_text(time.values, wording.milliseconds_text))
+    return Cell(
+        wording.milliseconds_text(time.mean), note, _seeds_text(time.values, wording.milliseconds_text)
+    )
 
 
 def _seeds_text(values: Sequence[float], show: Any) -> str:

@@ -205,5 +205,3 @@ def _row(values: Mapping[str, Any]) -> Row:
         for name, entry in values["runtimes"].items()
     }
     return Row(**{**values, **{key: _figure(values[key]) for key in figures}, "runtimes": runtimes})
-
-

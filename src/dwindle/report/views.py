@@ -60,7 +60,9 @@ def latency_views(summary: RunSummary) -> list[RuntimeView]:
         (name, row, figures.p50.mean, (figures.p90 or figures.p50).mean)
         for name in runtime_names(summary)
         for row in summary.rows
-        if (figures := row.runtimes.get(name)) is not None and figures.p50 is not None and not figures.simulated
+        if (figures := row.runtimes.get(name)) is not None
+        and figures.p50 is not None
+        and not figures.simulated
     ]
     if not shown:
         return []
@@ -74,7 +76,9 @@ def latency_views(summary: RunSummary) -> list[RuntimeView]:
             ratio = start.p50.mean / p50
             note = f"{ratio:.2f}× as fast" if ratio >= 1 else f"{1 / ratio:.2f}× slower"
         role = "before" if row is summary.original else "after" if row is summary.final else "between"
-        bar = TimeBar(row.title, milliseconds_text(p50), note, p50 / longest, p90 / longest, role, p50 == shortest)
+        bar = TimeBar(
+            row.title, milliseconds_text(p50), note, p50 / longest, p90 / longest, role, p50 == shortest
+        )
         views.setdefault(name, []).append(bar)
     return [RuntimeView(name, bars) for name, bars in views.items()]
 
@@ -111,7 +115,9 @@ class LayerView:
 
 def layer_views(summary: RunSummary) -> list[LayerView]:
     """Every layer of the original and what became of it, for the first seed."""
-    models = [record["result"]["layers"] for record in summary.seeds[0].stages if record["result"].get("layers")]
+    models = [
+        record["result"]["layers"] for record in summary.seeds[0].stages if record["result"].get("layers")
+    ]
     labels = [r["label"] for r in summary.seeds[0].stages if r["result"].get("layers")]
     start = labels.index(summary.original.label) if summary.original.label in labels else 0
     if not models:
@@ -232,7 +238,9 @@ def parity_views(summary: RunSummary) -> list[ParityView]:
         for name, figures in row.runtimes.items():
             if figures.parity is None or name == "torch":
                 continue
-            different = "" if figures.different is None else ", ".join(f"{v:.0f}" for v in figures.different.values)
+            different = (
+                "" if figures.different is None else ", ".join(f"{v:.0f}" for v in figures.different.values)
+            )
             views.append(
                 ParityView(
                     name,
@@ -245,5 +253,3 @@ def parity_views(summary: RunSummary) -> list[ParityView]:
                 )
             )
     return views
-
-

@@ -151,7 +151,11 @@ def _schedule(stage: TrainStage, optimizer: torch.optim.Optimizer, loader: Itera
     steps = max(len(loader) * stage.epochs, 1)
     if stage.schedule == "one_cycle":
         return torch.optim.lr_scheduler.OneCycleLR(
-            optimizer, max_lr=stage.learning_rate, total_steps=steps, pct_start=stage.warmup, cycle_momentum=False
+            optimizer,
+            max_lr=stage.learning_rate,
+            total_steps=steps,
+            pct_start=stage.warmup,
+            cycle_momentum=False,
         )
     if stage.schedule == "linear":
         return torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: max(1.0 - step / steps, 0.0))
