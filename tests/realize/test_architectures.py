@@ -24,6 +24,14 @@ def torchvision(name: str, size: int = 64, **options: Any) -> Callable[[], Made]
     return make
 
 
+def small_swin() -> Made:
+    """Windows, shifts, relative positions and patch merging as in swin_t, at a fraction of its size."""
+    from torchvision.models import SwinTransformer
+
+    model = SwinTransformer([4, 4], 32, [2, 2], [4, 8], window_size=[4, 4], num_classes=10)
+    return model, (torch.randn(2, 3, 32, 32),), {}
+
+
 def segmentation(name: str, size: int = 64) -> Callable[[], Made]:
     return torchvision(name, size, weights_backbone=None)
 
@@ -118,9 +126,10 @@ FAST: dict[str, Callable[[], Made]] = {
     "hf_t5": t5,
     "hf_vit": vit,
     "timm_vit_tiny": timm("vit_tiny_patch16_224", 32, img_size=32),
-    "swin_t": torchvision("swin_t", 64),
+    "small_swin": small_swin,
 }
 SLOW: dict[str, Callable[[], Made]] = {
+    "swin_t": torchvision("swin_t", 64),
     "ghostnet_100": timm("ghostnet_100", 64),
     "vit_b_16": torchvision("vit_b_16", 32, image_size=32),
     "densenet121": torchvision("densenet121", 32),

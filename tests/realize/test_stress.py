@@ -414,8 +414,9 @@ def batch_of_windows() -> Case:
 CASES: dict[str, Callable[[], Case]] = {
     function.__name__: function
     for function in (
-        channel_shuffle, native_channel_shuffle, pixel_shuffle, gated_linear_unit, swiglu, flipped, permuted_by_a_buffer,
-        rolled, prelu_and_group_norm, instance_norm, weight_norm, low_rank, outer_product, symmetric_square, multi_scale,
+        channel_shuffle, native_channel_shuffle, pixel_shuffle, gated_linear_unit, swiglu, flipped,
+        permuted_by_a_buffer, rolled, prelu_and_group_norm, instance_norm, weight_norm, low_rank, outer_product,
+        symmetric_square, multi_scale,
         mean_and_variance_by_hand, softmax_over_channels, slice_assignment, negative_slices, partial_rotation,
         separate_query_and_key_widths, multihead_attention_inside, bidirectional_stack, three_dimensional_transposed,
         grouped_transposed, depth_multiplier, bilinear, scaled_by_the_width, in_place_activations, lists_of_modules,
@@ -465,3 +466,49 @@ def masked(dense: nn.Module, keep: dict[str, dict[int, torch.Tensor]]) -> nn.Mod
             gone[index] = False
             parameter.data.movedim(dim, 0)[gone] = 0
     return twin
+
+
+def random_masks(model: nn.Module, generator: torch.Generator) -> dict[str, dict[str, torch.Tensor]]:
+    """Rows of weights, with their bias or without, and sometimes columns: what pruners and users may have masked."""
+    found: dict[str, dict[str, torch.Tensor]] = {}
+    for path, module in model.named_modules():
+        for name, parameter in module.named_parameters(recurse=False):
+            if parameter.dim() < 2 or "parametrizations" in path or torch.rand(1, generator=generator) < 0.25:
+                continue
+            dim = 0 if torch.rand(1, generator=generator) < 0.7 else 1
+            keep = (torch.rand(parameter.shape[dim], generator=generator) < 0.6).double()
+            place = [-1 if own == dim else 1 for own in range(parameter.dim())]
+            found.setdefault(path, {})[name] = keep.view(place).expand(parameter.shape).clone()
+            bias = getattr(module, "bias", None)
+            rows = (
+                dim == 0 and name == "weight" and isinstance(bias, nn.Parameter) and bias.shape == keep.shape
+            )
+            if rows and torch.rand(1, generator=generator) < 0.7:
+                found[path]["bias"] = keep
+    return found
+
+
+@pytest.mark.parametrize("seed", [0, 1, 11])
+@pytest.mark.parametrize("name", CASES)
+def test_any_masks_are_realized_exactly(name: str, seed: int) -> None:
+    """Whatever is masked, the result equals the masked model; what cannot be cut stays."""
+    torch.manual_seed(seed)
+    model, inputs, _ = CASES[name]()
+    model.double()
+    for module in model.modules():
+        if isinstance(module, nn.modules.batchnorm._BatchNorm):
+            module.running_mean.normal_()
+            module.bias.data.normal_()
+    masks = random_masks(model, torch.Generator().manual_seed(seed))
+    reference = copy.deepcopy(model).eval()
+    for path, targets in masks.items():
+        for parameter, mask in targets.items():
+            getattr(reference.get_submodule(path), parameter).data.mul_(mask)
+    result = dw.realize(model, tuple(t.double() for t in inputs(2)), masks=masks)
+    assert result.parameters_after <= result.parameters_before
+    assert result.verification.reference == "the masked model itself"
+    small = copy.deepcopy(result.model).eval()
+    for batch in (1, 4):
+        x = tuple(t.double() for t in inputs(batch))
+        expected = reference(*x)
+        assert (expected - small(*x)).abs().max() <= 1e-9 * max(1.0, expected.abs().max().item())

@@ -55,11 +55,18 @@ def summed_away(
     values = [value for value in node.inputs() if value.is_floating and value.axes]
     gone = {leaf for value in values for axis in value.axes for leaf in axis.leaves() if leaf in free} - kept
     allowed: dict[Axis, torch.Tensor] = {leaf: torch.zeros(leaf.size, dtype=torch.bool) for leaf in gone}
+    dead: dict[Axis, torch.Tensor] = {}
     for value in values:
         own = weight(value)
         zero = constant(value) == 0 if own is None else own.detach().cpu() == 0
         for leaf in gone & {leaf for axis in value.axes for leaf in axis.leaves()}:
-            allowed[leaf] |= _zero_at(value.axes, zero, leaf)
+            here = _zero_at(value.axes, zero, leaf)
+            if own is not None and node.name in RECURRENT:
+                dead[leaf] = dead.get(leaf, torch.ones_like(here)) & here  # both directions read it
+            else:
+                allowed[leaf] |= here
+    for leaf, unread in dead.items():
+        allowed[leaf] |= unread
     return allowed
 
 
