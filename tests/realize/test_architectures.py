@@ -219,6 +219,61 @@ def test_heads_of_grouped_queries_go_in_groups() -> None:
     assert attention.o_proj.weight.shape[1] == 4 * 8
 
 
+@pytest.mark.parametrize("masked", ["outputs", "inputs"])
+def test_masks_of_transposed_weights(masked: str) -> None:
+    """GPT-2's Conv1D holds (in, out): masked columns, or rows that nothing reads, cut the feed-forward width."""
+    model, args, kwargs = gpt2()
+    layer = "transformer.h.0.mlp"
+    keep = torch.ones(256)
+    keep[::2] = 0
+    if masked == "outputs":
+        masks = {f"{layer}.c_fc": {"weight": keep.expand(64, 256).clone(), "bias": keep}}
+    else:
+        masks = {f"{layer}.c_proj": {"weight": keep[:, None].expand(256, 64).clone()}}
+    reference = copy.deepcopy(model).double().eval()
+    for path, targets in masks.items():
+        for name, mask in targets.items():
+            getattr(reference.get_submodule(path), name).data.mul_(mask)
+    dw.realize(model, args, example_kwargs=kwargs, masks=masks)
+    assert list(model.get_submodule(f"{layer}.c_fc").weight.shape) == [64, 128]
+    assert list(model.get_submodule(f"{layer}.c_proj").weight.shape) == [128, 64]
+    ids = torch.randint(0, 100, (3, 9))
+    expected, actual = (
+        own(input_ids=ids).logits for own in (reference, copy.deepcopy(model).double().eval())
+    )
+    assert (expected - actual).abs().max() < 1e-10
+
+
+@pytest.mark.parametrize("name", ["hf_bert", "hf_llama", "hf_t5", "small_swin"])
+def test_any_masks_are_realized_exactly(name: str) -> None:
+    """Random rows and columns of every weight: what cannot be cut stays, and nothing changes."""
+    model, args, kwargs = FAST[name]()
+    generator = torch.Generator().manual_seed(3)
+    masks: dict[str, dict[str, torch.Tensor]] = {}
+    for path, module in model.named_modules():
+        if isinstance(module, nn.Linear):
+            keep = (torch.rand(module.out_features, generator=generator) < 0.6).float()
+            masks[path] = {"weight": keep[:, None].expand(module.weight.shape).clone()}
+            if module.bias is not None:
+                masks[path]["bias"] = keep
+    reference = copy.deepcopy(model).double().eval()
+    for path, targets in masks.items():
+        for parameter, mask in targets.items():
+            getattr(reference.get_submodule(path), parameter).data.mul_(mask)
+    result = dw.realize(model, args, example_kwargs=kwargs, masks=masks)
+    assert result.parameters_after < 0.95 * result.parameters_before
+    assert result.verification.reference == "the masked model itself"
+    small = copy.deepcopy(result.model).double().eval()
+    inputs = batch_of(args, 3), batch_of(kwargs, 3)
+    inputs = tuple(t.double() if t.is_floating_point() else t for t in inputs[0]), inputs[1]
+    torch.set_default_dtype(torch.float64)
+    try:
+        expected, actual = (outputs(own(*inputs[0], **inputs[1]))[0] for own in (reference, small))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (expected - actual).abs().max() <= 1e-6  # folded constants are stored in float32
+
+
 def test_tied_embeddings_stay_tied() -> None:
     model, args, kwargs = gpt2()
     assert model.lm_head.weight is model.transformer.wte.weight

@@ -402,7 +402,8 @@ class ConstantPropagation:
         constants = constants.expand(axis.size)
         weight = self.tensors.get(weight_value.name) if weight_value.kind == "parameter" else None
         if weight is None or (groups > 1 and weight.shape[1] != 1) or name == "addmm":
-            self._restrict(axis, constants == 0)
+            unread = (weight == 0).all(1).cpu() if weight is not None and name == "addmm" else False
+            self._restrict(axis, (constants == 0) | unread)
             if weight is not None and name == "addmm":
                 self._addmm(node, inputs, weight, constants, axis)
             elif weight is not None:
