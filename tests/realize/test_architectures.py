@@ -116,7 +116,7 @@ def vit() -> Made:
     return ViTForImageClassification(config), (torch.randn(2, 3, 32, 32),), {}
 
 
-FAST: dict[str, Callable[[], Made]] = {
+MODELS: dict[str, Callable[[], Made]] = {
     "resnet18": torchvision("resnet18", 32),
     "mobilenet_v3_small": torchvision("mobilenet_v3_small", 32),
     "shufflenet_v2_x0_5": torchvision("shufflenet_v2_x0_5", 32),
@@ -127,8 +127,6 @@ FAST: dict[str, Callable[[], Made]] = {
     "hf_vit": vit,
     "timm_vit_tiny": timm("vit_tiny_patch16_224", 32, img_size=32),
     "small_swin": small_swin,
-}
-SLOW: dict[str, Callable[[], Made]] = {
     "swin_t": torchvision("swin_t", 64),
     "ghostnet_100": timm("ghostnet_100", 64),
     "vit_b_16": torchvision("vit_b_16", 32, image_size=32),
@@ -198,15 +196,9 @@ def check(make: Callable[[], Made]) -> None:
     assert len(missing) < 0.2 * len(old)
 
 
-@pytest.mark.parametrize("name", FAST)
+@pytest.mark.parametrize("name", MODELS)
 def test_half_of_every_axis(name: str) -> None:
-    check(FAST[name])
-
-
-@pytest.mark.slow
-@pytest.mark.parametrize("name", SLOW)
-def test_half_of_every_axis_of_larger_models(name: str) -> None:
-    check(SLOW[name])
+    check(MODELS[name])
 
 
 def test_heads_of_grouped_queries_go_in_groups() -> None:
@@ -247,7 +239,7 @@ def test_masks_of_transposed_weights(masked: str) -> None:
 @pytest.mark.parametrize("name", ["hf_bert", "hf_llama", "hf_t5", "small_swin"])
 def test_any_masks_are_realized_exactly(name: str) -> None:
     """Random rows and columns of every weight: what cannot be cut stays, and nothing changes."""
-    model, args, kwargs = FAST[name]()
+    model, args, kwargs = MODELS[name]()
     generator = torch.Generator().manual_seed(3)
     masks: dict[str, dict[str, torch.Tensor]] = {}
     for path, module in model.named_modules():
