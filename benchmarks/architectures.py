@@ -99,7 +99,7 @@ def one(name: str) -> dict:
     tensor = (
         output if isinstance(output, torch.Tensor) else output["out"] if "out" in output else output["logits"]
     )
-    tensor.square().mean().backward()
+    (tensor - 1).square().mean().backward()  # some heads start at zero
     optimizer.step()
     moved = sum(bool((a != b).any()) for a, b in zip(before, model.parameters(), strict=True))
     share = result.parameters_after / result.parameters_before

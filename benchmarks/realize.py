@@ -33,7 +33,7 @@ MODELS = [
     "efficientnet_b0", "squeezenet1_1", "mnasnet1_0", "regnet_y_400mf", "resnext50_32x4d", "convnext_tiny",
     "vit_b_16", "shufflenet_v2_x0_5", "swin_t",
 ]  # fmt: skip
-TIME_LIMIT, MEMORY_LIMIT = 600, 14 * 2**30
+TIME_LIMIT, MEMORY_LIMIT = 180, 14 * 2**30
 
 
 def one_model(name: str, rounds: int) -> dict:
