@@ -15,7 +15,8 @@ ROOT = Path(__file__).parents[2]
 
 def _kill_module() -> ModuleType:
     spec = importlib.util.spec_from_file_location("benchmark_kill", ROOT / "benchmarks" / "kill.py")
-    assert spec is not None and spec.loader is not None
+    assert spec is not None
+    assert spec.loader is not None
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module

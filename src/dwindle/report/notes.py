@@ -35,10 +35,8 @@ def _score(summary: RunSummary) -> Iterator[str]:
     if len(before.values) > 1 and worst < change - 1e-12 and worst < 0:
         yield f"In the worst of {len(before.values)} seeds it gives up {points_text(worst).lstrip('−')}."
     if abs(change) < 2 / summary.samples:
-        yield (
-            f"One test answer is worth {100 / summary.samples:.2f} points ({summary.samples:,} answers), so differences "
-            "of this size are within chance."
-        )
+        worth = f"{100 / summary.samples:.2f} points ({summary.samples:,} answers)"
+        yield f"One test answer is worth {worth}, so a difference of this size is within chance."
 
 
 def _speed(summary: RunSummary) -> Iterator[str]:
