@@ -58,7 +58,7 @@ def test_whole_recipe(run: Run) -> None:
     assert original.parameters.mean == (9 + 1) * 8 + 16 + (72 + 1) * 16 + 17 * 4
     assert pruned.parameters.mean == (9 + 1) * 4 + 8 + (36 + 1) * 8 + 9 * 4
     assert finetuned.accuracy is not None
-    assert finetuned.accuracy.mean > 0.7
+    assert finetuned.accuracy.mean > 0.5  # chance is 0.25
     assert quantized.runtimes["onnxruntime"].parity is not None
     assert quantized.runtimes["onnxruntime"].parity.mean >= 0.97
     assert quantized.runtimes["torch"].simulated

@@ -150,9 +150,11 @@ def test_figure() -> None:
 @pytest.mark.parametrize(
     ("written", "expected"),
     [
-        (count_text(308074), "308 k"), (count_text(94007), "94.0 k"), (count_text(999.9), "1.00 k"), (count_text(7), "7.00"),
+        (count_text(308074), "308 k"), (count_text(94007), "94.0 k"), (count_text(999.9), "1.00 k"),
+        (count_text(7), "7.00"),
         (bytes_text(116908), "117 kB"), (bytes_text(512), "512 B"),
-        (milliseconds_text(0.1552), "0.155 ms"), (milliseconds_text(12.34), "12.3 ms"), (milliseconds_text(0.0123), "0.0123 ms"),
+        (milliseconds_text(0.1552), "0.155 ms"), (milliseconds_text(12.34), "12.3 ms"),
+        (milliseconds_text(0.0123), "0.0123 ms"),
         (percent_text(1.0), "100 %"), (percent_text(0.99999), "99.99 %"), (percent_text(0.98889), "98.89 %"),
         (points_text(-0.0022), "−0.22 points"), (points_text(0.0), "±0.00 points"), (points_text(0.01), "+1.00 points"),
     ],
