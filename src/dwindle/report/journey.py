@@ -32,11 +32,11 @@ class _Part:
 
 
 def journey_plot(summary: RunSummary) -> str:
-    """Return the HTML of the picture, or an empty string when there is nothing to draw."""
+    """Return the HTML of the picture, or an empty string when there are fewer than three points."""
     parts = _parts(summary)
-    known = [value for part in parts for seed in part.values for value in seed if value is not None]
-    if len(known) < 2:
+    if sum(len(part.values[0]) for part in parts) < 3:  # two points are in the table already
         return ""
+    known = [value for part in parts for seed in part.values for value in seed if value is not None]
     scale = _Scale(known, summary.samples)
     plot = Plot(_in_words(summary, parts))
     whole = sum(part.width for part in parts)

@@ -102,7 +102,8 @@ def heroes(summary: RunSummary) -> list[Hero]:
         ("smaller file", first.bytes, last.bytes, wording.bytes_text),
         ("fewer operations", first.macs, last.macs, wording.count_text),
     ):
-        if before is not None and after is not None and after.mean:
+        # What was not meant to change (operations, by int8 alone) is no headline.
+        if before is not None and after is not None and after.mean and after.mean != before.mean:
             ratio = before.mean / after.mean
             share = min(after.mean / before.mean, 1.0)
             found.append(
