@@ -83,7 +83,8 @@ def softmax(node: Node, scope: Scope) -> None:
 def weight_norm(node: Node, scope: Scope) -> None:
     """``v * g / norm(v)`` with the norm over all dimensions but one."""
     direction, magnitude = list(node.inputs())[:2]
-    scope.mix(direction.axes)  # the dimension that keeps its norm too: a row of zeros would be divided by zero
+    # the dimension that keeps its norm too: a row of zeros would be divided by zero
+    scope.mix(direction.axes)
     node.outputs[0].axes = broadcast([direction, magnitude], len(direction.shape), scope)
     for output in node.outputs[1:]:
         output.axes = broadcast([magnitude], len(output.shape), scope)
