@@ -119,7 +119,7 @@ def summary_table(summary: RunSummary) -> Table:
     several = len(summary.seeds) > 1
     caption = f"mean of {len(summary.seeds)} seeds" if several else None
     table = Table(title=summary.title, caption=caption)
-    table.add_column("")
+    table.add_column("", no_wrap=True)
     for row in summary.rows:
         table.add_column(row.title, justify="right")
 
@@ -140,7 +140,7 @@ def summary_table(summary: RunSummary) -> Table:
         add(f"{name} p50", [_latency(row, name) for row in rows])
     for name in dict.fromkeys(name for row in rows for name in row.runtimes):
         parities = [row.runtimes[name].parity if name in row.runtimes else None for row in rows]
-        add(f"{name} answers equal", [_plain(parity, percent_text) for parity in parities])
+        add(f"{name} parity", [_plain(parity, percent_text) for parity in parities])
     return table
 
 
