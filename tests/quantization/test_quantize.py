@@ -123,7 +123,10 @@ def test_forms_of_batches_give_the_same(made, data):
 
 def test_adapt():
     model, x = residual()
-    quantize(model, [{"picture": x, "name": "a"}], adapt=lambda batch: batch["picture"])
+    adapted = quantize(model, [{"picture": x, "name": "a"}], adapt=lambda batch: batch["picture"])
+    plain = quantize(model, [x])
+    with torch.no_grad():
+        assert torch.equal(adapted(x), plain(x))
 
 
 def test_sequential_roots_and_transformers():
