@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dwindle.config.errors import CaptureError
 from dwindle.graph import expressions
 from dwindle.graph.expressions import Dimension, Expression, TaggedFloat, TaggedInt
+from dwindle.graph.module_calls import ModuleCall, recorded_calls
 from dwindle.graph.stand_ins import stand_ins, to_meta
 from dwindle.graph.tagging import tagged_integers
 from dwindle.graph.trace import Node, Trace, Value
@@ -45,13 +46,17 @@ class _Recording:
         self.sizes: list[Expression] | None = None
         self.floats: list[Expression] | None = None
         self.modules: list[str] = [""]
+        self.calls: list[ModuleCall] = []
         self.lost_numbers = False
+
+    def known_value(self, tensor: torch.Tensor) -> Value | None:
+        """Return the value that stands for ``tensor`` now; None for a tensor from nowhere."""
+        value = self.known.get(id(tensor))
+        return tensor.__dict__.get("_dwindle_value") if value is None else value
 
     def value_of(self, tensor: torch.Tensor) -> Value:
         """Return the value that stands for ``tensor`` now; a tensor from nowhere becomes a constant."""
-        value = self.known.get(id(tensor))
-        if value is None:
-            value = tensor.__dict__.get("_dwindle_value")
+        value = self.known_value(tensor)
         if value is None:
             value = Value("constant", "", tuple(int(s) for s in tensor.size()), tensor.dtype, tensor=tensor)
             self.bind(tensor, value, keep=True)
@@ -194,26 +199,6 @@ class _Recorder(TorchDispatchMode):
 
 
 @contextmanager
-def _module_stack(model: nn.Module, recording: _Recording) -> Iterator[None]:
-    """Keep the path of the running module."""
-    paths = {id(module): path for path, module in model.named_modules()}
-
-    def enter(module: nn.Module, _inputs: Any) -> None:
-        recording.modules.append(paths.get(id(module), recording.modules[-1]))
-
-    def leave(_module: nn.Module, _inputs: Any, _output: Any) -> None:
-        recording.modules.pop()
-
-    first = torch.nn.modules.module.register_module_forward_pre_hook(enter)
-    second = torch.nn.modules.module.register_module_forward_hook(leave, always_call=True)
-    try:
-        yield
-    finally:
-        first.remove()
-        second.remove()
-
-
-@contextmanager
 def _transparent_functions() -> Iterator[None]:
     """Let the tagging mode see the operators inside torch's Python functions rather than the function itself."""
     never: Callable[..., bool] = lambda *_: False  # noqa: E731
@@ -335,7 +320,11 @@ def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, devic
         stack.callback(_restore_modes, modes)
         owners = stack.enter_context(tagged_integers(model))
         stack.enter_context(_transparent_functions())
-        stack.enter_context(_module_stack(model, recording))
+        stack.enter_context(
+            recorded_calls(
+                model, recording.modules, recording.calls, lambda: len(recording.nodes), recording.known_value
+            )
+        )
         previous = expressions.on_equal
         expressions.on_equal = lambda left, right: recording.equalities.append((left, right))
         stack.callback(lambda: setattr(expressions, "on_equal", previous))
@@ -365,4 +354,5 @@ def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, devic
         training,
         device,
         owners,
+        recording.calls,
     )

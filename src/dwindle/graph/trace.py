@@ -4,12 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass, field
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import torch
 
 from dwindle.graph.axes import Axis
 from dwindle.graph.expressions import Expression
+
+if TYPE_CHECKING:
+    from dwindle.graph.module_calls import ModuleCall
 
 
 @dataclass(eq=False, slots=True)
@@ -127,6 +130,7 @@ class Trace:
         training: Whether the model was recorded in training mode.
         executed_on: ``"meta"`` or ``"real"``.
         owners: Path and object behind each attribute owner's identity.
+        calls: Calls of modules, in the order in which they began.
     """
 
     nodes: list[Node]
@@ -141,6 +145,7 @@ class Trace:
     training: bool
     executed_on: str = "real"
     owners: dict[int, tuple[str, Any]] = field(default_factory=dict)
+    calls: list[ModuleCall] = field(default_factory=list)
 
     def live_nodes(self) -> list[Node]:
         """Return the nodes that the outputs depend on; calls that change a tensor in place always count."""
