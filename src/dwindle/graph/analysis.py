@@ -15,6 +15,7 @@ from dwindle.config.errors import CaptureError
 from dwindle.graph import axes as algebra
 from dwindle.graph.axes import LEAF, PRODUCT, Axis
 from dwindle.graph.counts import CountSolver
+from dwindle.graph.exactness import inexact_leaves
 from dwindle.graph.positions import Positions, positions
 from dwindle.graph.propagate import propagate
 from dwindle.graph.recorder import record
@@ -39,6 +40,8 @@ class AxisInfo:
         source_line: Source line behind the reason.
         selected: Whether pruning shrinks it by default (one factor of each product is).
         axis: The axis itself.
+        inexact: Operator and source line that keep it from being exact, such as a norm over it; None when zeros at
+            the removed indices of the parameters are all the masking it needs.
     """
 
     id: int
@@ -49,6 +52,12 @@ class AxisInfo:
     source_line: str | None
     selected: bool
     axis: Axis
+    inexact: str | None = None
+
+    @property
+    def exact(self) -> bool:
+        """Whether removal equals plain masking of the parameters."""
+        return self.inexact is None
 
 
 @dataclass(slots=True)
@@ -245,6 +254,7 @@ def analyse_traces(
     }
     tensors = {name: value for trace in traces for name, value in trace.parameters.items()}
     kinds = _Kinds(scope)
+    inexact = inexact_leaves(scope, traces)
     infos: list[AxisInfo] = []
     for leaf, places in dims.items():
         if leaf.size == 1:
@@ -255,7 +265,17 @@ def analyse_traces(
             if reason is not None:
                 algebra.freeze(leaf, reason)
         infos.append(
-            AxisInfo(len(infos), leaf.size, kinds.of(leaf, places), places, reason, where, False, leaf)
+            AxisInfo(
+                len(infos),
+                leaf.size,
+                kinds.of(leaf, places),
+                places,
+                reason,
+                where,
+                False,
+                leaf,
+                inexact.get(leaf),
+            )
         )
     by_axis = {info.axis: info for info in infos}
     _select(parameter_axes, traces, by_axis, prefer)

@@ -24,8 +24,9 @@ def structure(analysis: Analysis, axis: Axis) -> str:
 def to_json(analysis: Analysis) -> dict[str, Any]:
     """Return the whole analysis as JSON-ready data.
 
-    Keys: ``axes`` (id, size, kind, prunable, reason, line, parameters), ``parameters`` (for each, the make-up of
-    every dimension), ``prunable_share``, ``operators`` (number of recorded calls), ``unknown_operators``, ``notes``.
+    Keys: ``axes`` (id, size, kind, prunable, exact, inexact_by, reason, line, parameters), ``parameters`` (for each,
+    the make-up of every dimension), ``prunable_share``, ``operators`` (number of recorded calls),
+    ``unknown_operators``, ``notes``.
     """
     return {
         "axes": [_axis_json(info) for info in analysis.axes if info.frozen_reason not in _TRIVIAL],
@@ -48,6 +49,8 @@ def _axis_json(info: AxisInfo) -> dict[str, Any]:
         "size": info.size,
         "kind": info.kind,
         "prunable": info.selected,
+        "exact": info.exact,
+        "inexact_by": info.inexact,
         "reason": info.frozen_reason if not info.selected else None,
         "line": info.source_line if not info.selected else None,
         "parameters": [f"{name}[{dim}]" for name, dim in info.parameter_dims],
@@ -69,7 +72,8 @@ def describe(analysis: Analysis, *, parameters: bool = True) -> str:
     ]
     shown = [info for info in analysis.axes if info.frozen_reason not in _TRIVIAL]
     for info in [info for info in shown if info.selected]:
-        lines.append(f"  #{info.id:<4} {info.size:>6} {info.kind:<13} {_places(info)}")
+        inside = f" (mask inside {info.inexact})" if info.inexact else ""
+        lines.append(f"  #{info.id:<4} {info.size:>6} {info.kind:<13} {_places(info)}{inside}")
     lines += ["", "axes that stay"]
     for info in [info for info in shown if not info.selected]:
         reason = info.frozen_reason or f"fewer than {4 if info.kind != 'heads' else 2} indices"

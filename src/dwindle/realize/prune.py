@@ -48,6 +48,7 @@ def prune(
     example_kwargs: Mapping[str, Any] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     verify: bool = True,
+    exact: bool = False,
     analysis: Analysis | None = None,
 ) -> ShrinkResult:
     """Remove the least important channels, heads and widths of a model, in place, with proof.
@@ -69,6 +70,8 @@ def prune(
         example_kwargs: Keyword inputs.
         optimizer: A live optimizer: its state is sliced and it goes on with the small model.
         verify: Prove in float64 that the small model equals the masked one.
+        exact: Only axes whose removal equals plain masking of the parameters: no operator (a norm, a mean, a
+            softmax over the axis) needs a mask inside it.
         analysis: An analysis made before, to save the time.
 
     Raises:
@@ -88,7 +91,9 @@ def prune(
         analysis = analyse_traces(traces, used_args, used_kwargs, prefer=prefer, notes=[])
         seconds["analyse"] = time.perf_counter() - started
     started = time.perf_counter()
-    infos = [info for info in analysis.selected() if _wanted(info, axes, ignore)]
+    infos = [
+        info for info in analysis.selected() if (info.exact or not exact) and _wanted(info, axes, ignore)
+    ]
     solver = analysis.solver
     slots = {name: _held(*holders[0]) for name, holders in tensor_slots(model).items()}
     scores = axis_scores(analysis, infos, slots, criterion)
