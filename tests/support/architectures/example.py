@@ -18,12 +18,14 @@ class Example:
         args: Positional inputs (a batch of two where the model has a batch).
         kwargs: Keyword inputs.
         note: What a reader of the sweep's table should know about this entry.
+        training: Positional and keyword inputs in training mode, where they differ (targets of a detector).
     """
 
     model: nn.Module
     args: tuple[Any, ...] = ()
     kwargs: dict[str, Any] = field(default_factory=dict)
     note: str = ""
+    training: tuple[tuple[Any, ...], dict[str, Any]] | None = None
 
 
 #: Builds an example when it is called.

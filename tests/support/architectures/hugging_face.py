@@ -5,10 +5,10 @@ Each row of the tables names the config, the model class with its head, and what
 
 from __future__ import annotations
 
-from tests.support.architectures import hugging_face_senses as senses
-from tests.support.architectures import hugging_face_text as language
-from tests.support.architectures import hugging_face_vision as vision
-from tests.support.architectures.example import Builder
+from support.architectures import hugging_face_senses as senses
+from support.architectures import hugging_face_text as language
+from support.architectures import hugging_face_vision as vision
+from support.architectures.example import Builder
 
 MODELS: dict[str, Builder] = {
     **language.ENCODERS,

@@ -6,7 +6,8 @@ from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
-from tests.support.architectures.example import Builder, Example
+
+from support.architectures.example import Builder, Example
 
 #: Sizes that nearly every config understands; rows add to them or change them.
 SMALL: dict[str, Any] = {

@@ -5,8 +5,9 @@ from __future__ import annotations
 from typing import Any
 
 import torch
-from tests.support.architectures.example import Builder
-from tests.support.architectures.hugging_face_builders import (
+
+from support.architectures.example import Builder
+from support.architectures.hugging_face_builders import (
     AUDIO,
     CAUSAL,
     CLASSIFIER,

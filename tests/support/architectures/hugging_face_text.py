@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import torch
-from tests.support.architectures.example import Builder, Example
-from tests.support.architectures.hugging_face_builders import (
+
+from support.architectures.example import Builder, Example
+from support.architectures.hugging_face_builders import (
     CAUSAL,
     CLASSIFIER,
     CONDITIONAL,

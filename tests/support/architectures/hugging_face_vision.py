@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from tests.support.architectures.example import Builder
-from tests.support.architectures.hugging_face_builders import (
+from support.architectures.example import Builder
+from support.architectures.hugging_face_builders import (
     IMAGE,
     PICTURE,
     SMALL,
