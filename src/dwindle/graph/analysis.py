@@ -20,6 +20,7 @@ from dwindle.graph.positions import Positions, positions
 from dwindle.graph.propagate import propagate
 from dwindle.graph.recorder import record
 from dwindle.graph.rules.registry import Scope
+from dwindle.graph.scales import Compensation, find_compensations
 from dwindle.graph.trace import Trace, Value
 
 #: Axes smaller than this are not pruned (gates, the three of q, k, v); heads have their own limit.
@@ -73,6 +74,9 @@ class Analysis:
         notes: What the user should know (training mode not recorded, unknown operators).
         example_args: The inputs that were recorded (batch of at least two where possible).
         example_kwargs: Likewise.
+        by_axis: The entry of ``axes`` for each leaf.
+        memory: Positions that were worked out already.
+        compensations: Weights that take up the change of numbers computed from sizes (temperatures).
     """
 
     traces: list[Trace]
@@ -85,6 +89,7 @@ class Analysis:
     example_kwargs: dict[str, Any]
     by_axis: dict[Axis, AxisInfo] = field(default_factory=dict)
     memory: dict[Axis, Positions] = field(default_factory=dict)
+    compensations: list[Compensation] = field(default_factory=list)
 
     @property
     def trace(self) -> Trace:
@@ -241,6 +246,7 @@ def analyse_traces(
     scope.literals_bind = literals
     if literals:
         _freeze_literals(scope)
+    compensations = find_compensations(traces, scope)
     dims: dict[Axis, list[tuple[str, int]]] = {}
     for name, axes in parameter_axes.items():
         for dim, axis in enumerate(axes):
@@ -284,7 +290,18 @@ def analyse_traces(
     for node in scope.unknown:
         notes.append(f"operator {node.name} at {node.where} is not followed; what it touches is frozen")
     solver = CountSolver(scope, equalities, candidates)
-    return Analysis(traces, scope, parameter_axes, infos, solver, notes, args, kwargs, by_axis)
+    return Analysis(
+        traces,
+        scope,
+        parameter_axes,
+        infos,
+        solver,
+        notes,
+        args,
+        kwargs,
+        by_axis,
+        compensations=compensations,
+    )
 
 
 def _unfit(places: list[tuple[str, int]], tensors: Mapping[str, Value], unused: set[str]) -> str | None:

@@ -93,6 +93,8 @@ class CountSolver:
                 self._add_same(pieces[0], piece, seen)
         for node, expression in scope.scales:
             self._keep(expression, node.where, seen)
+        for where, expression in scope.plain:
+            self._keep(expression, where, seen)
         for constraint in self.constraints:
             constraint.leaves = self._leaves(constraint)
         self.constraints = [constraint for constraint in self.constraints if constraint.leaves]
@@ -169,10 +171,10 @@ class CountSolver:
 
     # evaluating
 
-    def value_of(self, counts: Counts) -> Callable[[Attribute | Dimension], int]:
+    def value_of(self, counts: Counts) -> Callable[[Attribute | Dimension], Any]:
         """Return a function from an attribute or a size to its value under ``counts``."""
 
-        def value(variable: Attribute | Dimension) -> int:
+        def value(variable: Attribute | Dimension) -> Any:
             if isinstance(variable, Dimension):
                 axis = dimension_axis(variable)
                 return count_of(axis, counts) if axis is not None else variable.value.shape[variable.dim]

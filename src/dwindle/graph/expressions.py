@@ -16,7 +16,7 @@ from typing import Any
 
 @dataclass(frozen=True, slots=True)
 class Attribute:
-    """An integer held by a module or a config: ``owner.key`` or ``owner.key[index]``.
+    """A number held by a module or a config: ``owner.key`` or ``owner.key[index]``.
 
     Attributes:
         owner: Identity of the object that holds it (a module or a config object).
@@ -30,7 +30,7 @@ class Attribute:
     key: str
     index: int | None
     label: str
-    number: int
+    number: int | float
 
 
 @dataclass(frozen=True, slots=True)
@@ -117,15 +117,18 @@ def describe(expression: Expression) -> str:
 on_equal: Callable[[Expression, Expression], None] | None = None
 
 
+def _plain(number: Any) -> Any:
+    """The number itself, without its tag and without :data:`on_plain` being told."""
+    return float.__pos__(number) if isinstance(number, float) else int.__pos__(number)
+
+
 def _binary(
     name: str, function: Callable[[Any, Any], Any], reflected: bool = False
 ) -> Callable[[Any, Any], Any]:
     def method(self: Any, other: Any) -> Any:
         if not isinstance(other, int | float):
             return NotImplemented
-        base = float if isinstance(self, float) else int
-        mine = base(self)
-        theirs = float(other) if isinstance(other, float) else int(other)
+        mine, theirs = _plain(self), _plain(other)
         result = function(theirs, mine) if reflected else function(mine, theirs)
         operands = (
             (expression_of(other), expression_of(self))
@@ -166,6 +169,16 @@ class _Arithmetic:
     __rmod__ = _binary("mod", operator.mod, reflected=True)
 
 
+#: Called with the expression of a tagged number that becomes a plain float, so that its tag is lost.
+on_plain: Callable[[Expression], None] | None = None
+
+
+def _plain_float(self: Any) -> float:
+    if on_plain is not None:
+        on_plain(self.expression)
+    return float(int.__pos__(self)) if isinstance(self, int) else float.__pos__(self)
+
+
 class TaggedInt(_Arithmetic, int):  # type: ignore[misc]
     """An ``int`` with an expression. Equal to and usable as the plain integer everywhere."""
 
@@ -190,6 +203,7 @@ class TaggedInt(_Arithmetic, int):  # type: ignore[misc]
         return not self == other
 
     __hash__ = int.__hash__
+    __float__ = _plain_float
 
     def __reduce__(self) -> Any:
         return (int, (int(self),))
@@ -210,18 +224,20 @@ class TaggedFloat(_Arithmetic, float):  # type: ignore[misc]
         return self
 
     def __neg__(self) -> Any:
-        return TaggedFloat(-float(self), Operation("neg", (self.expression,)))
+        return TaggedFloat(-_plain(self), Operation("neg", (self.expression,)))
+
+    __float__ = _plain_float
 
     def __reduce__(self) -> Any:
-        return (float, (float(self),))
+        return (float, (_plain(self),))
 
     def __deepcopy__(self, memo: Any) -> float:
-        return float(self)
+        return float(_plain(self))
 
 
 def tagged_sqrt(number: Any) -> Any:
     """``math.sqrt`` that keeps the tag; stands in for it while a model is recorded."""
-    result = _plain_sqrt(float(number))
+    result = _plain_sqrt(_plain(number) if isinstance(number, _Arithmetic) else number)
     return (
         tag(result, Operation("sqrt", (expression_of(number),)))
         if isinstance(number, _Arithmetic)
@@ -230,3 +246,20 @@ def tagged_sqrt(number: Any) -> Any:
 
 
 _plain_sqrt = math.sqrt
+
+
+class _FloatKind(type):
+    """Lets ``isinstance(x, KeepingFloat)`` mean ``isinstance(x, float)``."""
+
+    def __instancecheck__(cls, instance: Any) -> bool:
+        return isinstance(instance, float)
+
+
+class KeepingFloat(float, metaclass=_FloatKind):
+    """``float`` that keeps the tag; stands in for it in torch's own functions while a model is recorded."""
+
+    def __new__(cls, number: Any = 0.0) -> Any:
+        """Convert as ``float`` does."""
+        if isinstance(number, _Arithmetic):
+            return TaggedFloat(_plain(number), Operation("float", (number.expression,)))  # type: ignore[attr-defined]
+        return float(number)

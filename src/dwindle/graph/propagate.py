@@ -21,14 +21,17 @@ def propagate(traces: list[Trace]) -> tuple[dict[str, list[Axis]], Scope]:
     scope = Scope()
     parameter_axes: dict[str, list[Axis]] = {}
     for trace in traces:
+        scope.plain += trace.plain
         for name, value in trace.parameters.items():
             if name not in parameter_axes:
                 parameter_axes[name] = [algebra.leaf(size) for size in value.shape]
             value.axes = parameter_axes[name]
         for value in trace.inputs:
             value.axes = [algebra.leaf(size, "model input") for size in value.shape]
-        for node in trace.live_nodes():
+        live = trace.live_nodes()
+        for node in live:
             _apply(node, scope)
+        _apply_unread(trace, live, scope)
         scope.node = None
         for value in trace.outputs:
             if not value.axes and value.shape:
@@ -37,6 +40,33 @@ def propagate(traces: list[Trace]) -> tuple[dict[str, list[Axis]], Scope]:
                 algebra.freeze(axis, "model output")
     _freeze_diagonals(traces, parameter_axes)
     return parameter_axes, scope
+
+
+#: Operators that take a part: of a result that nobody reads, any part will do.
+_PARTS = frozenset({"select", "slice", "narrow"})
+
+
+def _apply_unread(trace: Trace, live: list[Node], scope: Scope) -> None:
+    """Calls whose results nobody reads: they still run, so their sizes must fit, but what they compute is no matter."""
+    read = set(map(id, live))
+    mixings, scales = len(scope.mixings), len(scope.scales)
+    for node in trace.nodes:
+        if id(node) in read:
+            continue
+        data = next(node.inputs(), None)
+        if node.name not in _PARTS or data is None or not data.axes:
+            _apply(node, scope)
+            continue
+        rest = [axis for place, axis in enumerate(data.axes) if place != _dim(node, len(data.axes))]
+        sizes = list(node.output.shape)
+        if node.name != "select":
+            rest.insert(_dim(node, len(data.axes)), scope.leaf(sizes[_dim(node, len(data.axes))], "a part"))
+        node.output.axes = rest
+    del scope.mixings[mixings:], scope.scales[scales:]
+
+
+def _dim(node: Node, rank: int) -> int:
+    return int(node.argument("dim", 0)) % rank
 
 
 def _freeze_diagonals(traces: list[Trace], parameter_axes: dict[str, list[Axis]]) -> None:

@@ -47,6 +47,7 @@ class _Recording:
         self.floats: list[Expression] | None = None
         self.modules: list[str] = [""]
         self.calls: list[ModuleCall] = []
+        self.plain: list[tuple[str, Expression]] = []
         self.lost_numbers = False
 
     def known_value(self, tensor: torch.Tensor) -> Value | None:
@@ -211,9 +212,11 @@ def _transparent_functions() -> Iterator[None]:
         setattr(place, name, never)
     fast_path = torch.backends.mha.get_fastpath_enabled()
     torch.backends.mha.set_fastpath_enabled(False)
+    vars(torch.nn.functional)["float"] = expressions.KeepingFloat
     try:
         yield
     finally:
+        del vars(torch.nn.functional)["float"]
         torch.backends.mha.set_fastpath_enabled(fast_path)
         for place, name, original in saved:
             setattr(place, name, original)
@@ -328,6 +331,9 @@ def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, devic
         previous = expressions.on_equal
         expressions.on_equal = lambda left, right: recording.equalities.append((left, right))
         stack.callback(lambda: setattr(expressions, "on_equal", previous))
+        outer = expressions.on_plain
+        expressions.on_plain = lambda expression: recording.plain.append((_where(), expression))
+        stack.callback(lambda: setattr(expressions, "on_plain", outer))
         if device == "meta":
             stack.enter_context(torch.device("meta"))
         stack.enter_context(_Recorder(recording))
@@ -355,4 +361,5 @@ def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, devic
         device,
         owners,
         recording.calls,
+        recording.plain,
     )

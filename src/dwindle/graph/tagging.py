@@ -11,7 +11,7 @@ import torch
 from torch import nn
 
 from dwindle.graph import expressions
-from dwindle.graph.expressions import Attribute, TaggedInt
+from dwindle.graph.expressions import Attribute, TaggedFloat, TaggedInt
 
 #: Attributes of modules that hold integers but never a size.
 _NEVER_SIZES = frozenset(
@@ -45,9 +45,12 @@ def config_objects(module: nn.Module) -> Iterator[tuple[str, Any]]:
 
 
 def _tagged(held: Any, owner: int, key: str, label: str) -> Any:
-    """Return a tagged copy of an integer or of a tuple or list of integers; None when it holds none."""
+    """Return a tagged copy of a number or of a tuple or list of integers; None when it holds none."""
     if type(held) is int:
         return TaggedInt(held, Attribute(owner, key, None, label, held)) if held > 1 else None
+    if type(held) is float:
+        plain = held in (0.0, 1.0) or not math.isfinite(held)
+        return None if plain else TaggedFloat(held, Attribute(owner, key, None, label, held))
     if type(held) in (tuple, list) and held and len(held) <= 16 and all(type(item) is int for item in held):
         items = [
             TaggedInt(item, Attribute(owner, key, index, f"{label}[{index}]", item)) if item > 1 else item
@@ -61,7 +64,9 @@ def _tagged(held: Any, owner: int, key: str, label: str) -> Any:
 
 @contextmanager
 def tagged_integers(model: nn.Module) -> Iterator[dict[int, tuple[str, Any]]]:
-    """Tag the integers of every module and config of ``model``; on exit everything is as it was.
+    """Tag the integers of every module and config of ``model``, and the floats of modules.
+
+    On exit everything is as it was.
 
     Yields:
         For each owner's identity, its path and the object itself.
@@ -80,7 +85,7 @@ def tagged_integers(model: nn.Module) -> Iterator[dict[int, tuple[str, Any]]]:
             fields = vars(owner)
             prefix = f"{path}." if path else ""
             for key, held in fields.items():
-                if key in _NEVER_SIZES:
+                if key in _NEVER_SIZES or (type(held) is float and not isinstance(owner, nn.Module)):
                     continue
                 copy = _tagged(held, id(owner), key, prefix + key)
                 if copy is not None:

@@ -131,6 +131,7 @@ class Trace:
         executed_on: ``"meta"`` or ``"real"``.
         owners: Path and object behind each attribute owner's identity.
         calls: Calls of modules, in the order in which they began.
+        plain: Source line and expression of tagged numbers whose tag was lost: what became of them is not known.
     """
 
     nodes: list[Node]
@@ -146,6 +147,7 @@ class Trace:
     executed_on: str = "real"
     owners: dict[int, tuple[str, Any]] = field(default_factory=dict)
     calls: list[ModuleCall] = field(default_factory=list)
+    plain: list[tuple[str, Expression]] = field(default_factory=list)
 
     def live_nodes(self) -> list[Node]:
         """Return the nodes that the outputs depend on; calls that change a tensor in place always count."""

@@ -11,7 +11,7 @@ import torch
 
 @dataclass(slots=True)
 class AttributeChange:
-    """One integer of a module or config that must follow the cut.
+    """One number of a module or config that must follow the cut.
 
     Attributes:
         owner: Path of the module, or of the config on a module (``"encoder.config"``).
@@ -24,8 +24,8 @@ class AttributeChange:
     owner: str
     key: str
     index: int | None
-    old: int
-    new: int
+    old: int | float
+    new: int | float
 
 
 @dataclass(slots=True)
@@ -38,6 +38,7 @@ class Plan:
         biases: Parameters that folding adds: module path -> length of its new ``bias``.
         rewritten: Whether the result is a rewritten graph rather than the user's own module.
         cuts: One entry an axis that was cut: kind, size before and after, the parameters on it.
+        scales: Numbers computed from sizes that change, and the parameters that were multiplied to make up for it.
     """
 
     keep: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict)
@@ -45,6 +46,7 @@ class Plan:
     biases: dict[str, int] = field(default_factory=dict)
     rewritten: bool = False
     cuts: list[dict[str, Any]] = field(default_factory=list)
+    scales: list[dict[str, Any]] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
@@ -60,6 +62,7 @@ class Plan:
             "biases": dict(self.biases),
             "rewritten": self.rewritten,
             "cuts": list(self.cuts),
+            "scales": list(self.scales),
         }
 
     @classmethod
@@ -74,6 +77,7 @@ class Plan:
             biases={name: int(size) for name, size in data.get("biases", {}).items()},
             rewritten=bool(data.get("rewritten", False)),
             cuts=list(data.get("cuts", [])),
+            scales=list(data.get("scales", [])),
         )
 
     def is_empty(self) -> bool:

@@ -127,6 +127,8 @@ class Replay:
             for place, argument in enumerate(node.args)
         )
         kwargs = {key: self._argument(argument, restricted) for key, argument in node.kwargs.items()}
+        if node.name == "scaled_dot_product_attention" and node.argument("scale") is None:
+            kwargs["scale"] = node.args[0].shape[-1] ** -0.5  # as recorded, whatever the width is now
         result = self.call(node.target, args, kwargs)
         if node.output_spec == "one":
             self.env[id(node.output)] = self._spread(result, node.output) if restricted else result

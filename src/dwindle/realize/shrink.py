@@ -19,6 +19,7 @@ from dwindle.graph.positions import kept_positions
 from dwindle.realize.optimizer import carry_over
 from dwindle.realize.plan import AttributeChange, Plan
 from dwindle.realize.rewrite import rewrite
+from dwindle.realize.scales import Scaling, apply_scalings, plan_scalings
 from dwindle.realize.surgery import cut, tensor_slots
 from dwindle.realize.verify import Verification, proof_dtype, prove, widened_copy
 
@@ -200,10 +201,12 @@ def shrink(
         kept = plan.keep.get(f"{path}.weight" if path else "weight", {}).get(0)
         if kept is not None:
             plan.keep[f"{path}.bias" if path else "bias"] = {0: kept}
+    # a rewritten graph goes on with the number that was recorded
+    scalings = [] if rewritten else plan_scalings(plan, analysis, solver, keep)
     seconds = {"plan": time.perf_counter() - started}
 
     def make_small(copy: nn.Module) -> nn.Module:
-        return _cut(copy, plan, analysis, keep, biases or {}, prepare)[0]
+        return _cut(copy, plan, analysis, keep, biases or {}, prepare, scalings)[0]
 
     verification = None
     if verify:
@@ -215,7 +218,7 @@ def shrink(
     started = time.perf_counter()
     body = copy.deepcopy(model) if rewritten else model
     twins = list(zip(model.parameters(), body.parameters(), strict=True)) if rewritten else []
-    small, replaced = _cut(body, plan, analysis, keep, biases or {}, prepare)
+    small, replaced = _cut(body, plan, analysis, keep, biases or {}, prepare, scalings)
     for old, twin in twins:
         replaced[old] = replaced.pop(twin, (twin, {}))
     if optimizer is not None:
@@ -236,11 +239,13 @@ def _cut(
     keep: Keep,
     biases: dict[str, torch.Tensor],
     prepare: Callable[[nn.Module], None],
+    scalings: list[Scaling],
 ) -> tuple[nn.Module, dict[torch.Tensor, tuple[torch.Tensor, Mapping[int, torch.Tensor]]]]:
     """Make the small model from ``model`` (changed); returns it and what replaced which parameter."""
     prepare(model)
     folded = _fold(model, biases)
     replaced, _ = cut(model, plan)
+    apply_scalings(model, plan, scalings)
     for old, new in folded.items():
         replaced[old] = replaced.pop(new, (new, {}))
     return (rewrite(model, analysis, keep) if plan.rewritten else model), replaced

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 from dwindle.graph import axes as algebra
 from dwindle.graph.axes import Axis
+from dwindle.graph.expressions import Dimension, Expression, Operation
 from dwindle.graph.rules.elementwise import broadcast
-from dwindle.graph.rules.registry import Scope, freeze_everything, rule
+from dwindle.graph.rules.registry import Scope, freeze_everything, recorded_value, rule
 from dwindle.graph.trace import Node, Value
 
 
@@ -62,6 +63,8 @@ def addmm(node: Node, scope: Scope) -> None:
     added, first, second = list(node.inputs())[:3]
     axes = _matmul_axes(first, second, scope)
     node.output.axes = broadcast([_part(second, axes), added], len(node.output.shape), scope)
+    for expression in node.floats or []:
+        scope.scales.append((node, expression))
 
 
 @rule("conv1d", "conv2d", "conv3d", "convolution", "_convolution")
@@ -115,6 +118,11 @@ def conv_transpose(node: Node, scope: Scope) -> None:
     _finish(node, values, out, channels, scope)
 
 
+def default_scale(query: Value) -> Expression:
+    """The factor that attention uses when it is given none."""
+    return Operation("pow", (Dimension(query, len(query.shape) - 1), -0.5))
+
+
 @rule("scaled_dot_product_attention", "_scaled_dot_product_flash_attention_for_cpu")
 def attention(node: Node, scope: Scope) -> None:
     """Query (..., heads, L, width), key and value (..., key heads, S, width)."""
@@ -135,11 +143,12 @@ def attention(node: Node, scope: Scope) -> None:
     scope.mix([query.axes[-1]], exact_on_zeros=True)
     scope.heads += query.axes[:-2]
     scope.head_widths += [query.axes[-1], value.axes[-1]]
-    if node.argument("scale") is None:
-        reason = "the default scale of attention depends on the head width"
-        scope.freeze([query.axes[-1]], reason)
-    for expression in node.floats or []:
-        scope.scales.append((node, expression))
+    given = node.argument("scale")
+    if given is None:
+        scope.scales.append((node, default_scale(query)))
+    for expression in [*(node.floats or []), *(node.sizes or [])]:
+        if given is not None and recorded_value(expression) == given:  # others are dropout and its like
+            scope.scales.append((node, expression))
     mask = node.argument("attn_mask")
     node.outputs[0].axes = [*query.axes[:-1], value.axes[-1]]
     if isinstance(mask, Value):
@@ -201,7 +210,7 @@ def bilinear(node: Node, scope: Scope) -> None:
     node.output.axes = [*batch, weight.axes[0]]
 
 
-@rule("tensordot", "cdist", "kron")
+@rule("kron")
 def unsupported(node: Node, scope: Scope) -> None:
     """Not followed: everything it touches is frozen."""
     freeze_everything(node, scope, f"{node.name} is not followed")

@@ -18,6 +18,8 @@ def create(node: Node, scope: Scope) -> None:
     for output in node.outputs:
         output.axes = [scope.leaf(size) for size in output.shape]
         scope.observe_each(output.shape, output.axes)
+    for expression in node.floats or []:
+        scope.scales.append((node, expression))
 
 
 @rule(

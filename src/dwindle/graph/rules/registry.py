@@ -56,6 +56,7 @@ class Scope:
     observations: list[Observation] = field(default_factory=list)
     mixings: list[Mixing] = field(default_factory=list)
     scales: list[tuple[Node, Expression]] = field(default_factory=list)
+    plain: list[tuple[str, Expression]] = field(default_factory=list)
     same_counts: list[list[Axis]] = field(default_factory=list)
     unknown: list[Node] = field(default_factory=list)
     heads: list[Axis] = field(default_factory=list)
