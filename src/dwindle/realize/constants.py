@@ -49,6 +49,8 @@ _SAME_EVERYWHERE = frozenset(
         "lift_fresh",
     }
 )
+#: Sums of differences: an index goes only when both sides are zero there, parameters too.
+_COMPARISONS = frozenset({"cdist", "pairwise_distance", "cosine_similarity"})
 _AVERAGE_POOLS = frozenset({"avg_pool1d", "avg_pool2d", "avg_pool3d"})
 
 
@@ -345,7 +347,8 @@ class ConstantPropagation:
         """Indices that are combined without a weight must be zero to go."""
         leaves = {leaf for axis in mixed for leaf in axis.leaves() if leaf in self.free}
         for value in node.inputs():
-            if not value.is_floating or value.kind in ("parameter", "buffer"):
+            plain = value.kind in ("parameter", "buffer") and node.name not in _COMPARISONS
+            if not value.is_floating or plain:
                 continue
             zero = self.get(value) == 0
             for dim, axis in enumerate(value.axes):
@@ -366,11 +369,9 @@ class ConstantPropagation:
                 place = [-1 if dim == channel else 1 for dim in range(len(shape))]
                 self.result.values[id(node.output)] = own.view(place).expand(shape)
         elif name in constants_weights.RECURRENT:
-            found = constants_weights.recurrent_zeros(node, weight)
-            if found is None:
-                return
-            leaf, zero, allowed = found
-            if leaf in self.free:
+            for leaf, (zero, allowed) in constants_weights.recurrent_zeros(node, weight, self.get).items():
+                if leaf not in self.free:
+                    continue
                 self.result.removable[leaf] &= allowed
                 for value in node.outputs:
                     index = positions(value.axes[-1], self.analysis.memory).get(leaf)

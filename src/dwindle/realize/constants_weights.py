@@ -12,12 +12,17 @@ import torch
 
 from dwindle.graph.axes import Axis
 from dwindle.graph.positions import positions
-from dwindle.graph.trace import Node, Value, values_in
+from dwindle.graph.rules.recurrent import RecurrentCall
+from dwindle.graph.trace import Node, Value
 
-RECURRENT = frozenset({"lstm", "gru", "rnn_tanh", "rnn_relu"})
+RECURRENT = frozenset(
+    {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}
+)
 TRANSPOSED = frozenset({"conv_transpose1d", "conv_transpose2d", "conv_transpose3d"})
 CONTRACTIONS = (
-    frozenset({"matmul", "mm", "bmm", "mv", "dot", "baddbmm", "addbmm", "addmv", "einsum", "bilinear"})
+    frozenset(
+        {"matmul", "mm", "bmm", "mv", "dot", "baddbmm", "addbmm", "addmv", "einsum", "bilinear", "tensordot"}
+    )
     | RECURRENT
     | TRANSPOSED
 )
@@ -70,29 +75,33 @@ def summed_away(
     return allowed
 
 
-def recurrent_zeros(node: Node, weight: Weights) -> tuple[Axis, torch.Tensor, torch.Tensor] | None:
-    """Return the hidden axis of a recurrent call, which of its indices are always zero, and which may go.
+def recurrent_zeros(
+    node: Node, weight: Weights, constant: Callable[[Value], torch.Tensor]
+) -> dict[Axis, tuple[torch.Tensor, torch.Tensor]]:
+    """Return, for the hidden and the projected axis of a recurrent call, which indices are always zero and may go.
 
     An index is always zero when its rows (all gates, all layers) and its initial states are zero. It may go then,
-    or when nothing in the layer reads it.
+    or when nothing in the layer reads it. Where a weight is not known, none is zero and none may go.
     """
-    hidden = node.outputs[0].axes[-1]
-    leaf = next(iter(hidden.leaves()))
-    weights = [value for value in values_in(node.args[2])]
-    zero_rows = torch.ones(leaf.size, dtype=torch.bool)
-    unread = torch.ones(leaf.size, dtype=torch.bool)
-    for value in weights:
-        own = weight(value)
-        if own is None:
-            return None
-        zero = own.detach().cpu() == 0
-        zero_rows &= _zero_at(value.axes[:1], zero if zero.dim() == 1 else zero.all(1), leaf)
-        if zero.dim() == 2:
-            unread &= _zero_at(value.axes[1:], zero.all(0), leaf)
-    states = list(values_in(node.args[1]))
-    if not all(state.producer is not None and state.producer.name in _ZEROS for state in states):
-        zero_rows[:] = False
-    return leaf, zero_rows, zero_rows | unread
+    call = RecurrentCall.of(node)
+    found: dict[Axis, tuple[torch.Tensor, torch.Tensor]] = {}
+    for leaf in dict.fromkeys(leaf for value in node.outputs for leaf in value.axes[-1].leaves()):
+        zero_rows = torch.ones(leaf.size, dtype=torch.bool)
+        unread = torch.ones(leaf.size, dtype=torch.bool)
+        for value in [value for cell in call.cells for value in cell]:
+            own = weight(value)
+            if own is None:
+                zero_rows[:] = unread[:] = False
+                break
+            zero = own.detach().cpu() == 0
+            zero_rows &= _zero_at(value.axes[:1], zero if zero.dim() == 1 else zero.all(1), leaf)
+            if zero.dim() == 2:
+                unread &= _zero_at(value.axes[1:], zero.all(0), leaf)
+        for state in call.states:
+            if state.producer is None or state.producer.name not in _ZEROS:
+                zero_rows &= _zero_at(state.axes, constant(state) == 0, leaf)
+        found[leaf] = (zero_rows, zero_rows | unread)
+    return found
 
 
 def transposed_outputs(node: Node, weight: Weights) -> torch.Tensor | None:

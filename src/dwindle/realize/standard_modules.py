@@ -49,7 +49,11 @@ def _wanted(module: nn.Module) -> dict[str, Any]:
     if isinstance(module, nn.RNNBase):
         first: Any = module.weight_ih_l0
         gates = {"LSTM": 4, "GRU": 3}.get(module.mode, 1)
-        return {"input_size": first.shape[1], "hidden_size": first.shape[0] // gates}
+        sizes = {"input_size": first.shape[1], "hidden_size": first.shape[0] // gates}
+        projection: Any = getattr(module, "weight_hr_l0", None)
+        return sizes if projection is None else {**sizes, "proj_size": projection.shape[0]}
+    if isinstance(module, nn.RNNCellBase):
+        return {"input_size": module.weight_ih.shape[1], "hidden_size": module.weight_hh.shape[1]}
     if type(module).__name__ == "Conv1D" and weight is not None and weight.dim() == 2:
         return {"nf": weight.shape[1], "nx": weight.shape[0]}
     return {}

@@ -3,24 +3,30 @@
 from dwindle.graph.rules import (
     contraction,
     creation,
+    distance,
     elementwise,
     indexing,
     normalization,
+    products,
     recurrent,
     reduction,
     shape,
+    spectral,
 )
 from dwindle.graph.rules.registry import register_axis_rule, rule_for
 
 __all__ = [
     "contraction",
     "creation",
+    "distance",
     "elementwise",
     "indexing",
     "normalization",
+    "products",
     "recurrent",
     "reduction",
     "register_axis_rule",
     "rule_for",
     "shape",
+    "spectral",
 ]

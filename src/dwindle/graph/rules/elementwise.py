@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dwindle.graph.axes import UNIT, Axis
-from dwindle.graph.expressions import variables
+from dwindle.graph.expressions import Expression, variables
 from dwindle.graph.rules.registry import Scope, rule
 from dwindle.graph.trace import Node, Value
 
@@ -59,6 +59,10 @@ _ALSO_POINTWISE = (
     "float_power",
     "requires_grad_",
     "conj",
+    "real",
+    "imag",
+    "polar",
+    "complex",
 )
 
 
@@ -87,9 +91,19 @@ def elementwise(node: Node, scope: Scope) -> None:
         for dim, size in enumerate(output.shape):
             if output.axes[dim].size != size:
                 output.axes[dim] = scope.leaf(size, "a broadcast that could not be followed")
-    for expression in [*(node.floats or []), *(node.sizes or [])]:
+    for expression in _factors(node):
         if any(True for _ in variables(expression)):
             scope.scales.append((node, expression))
+
+
+def _factors(node: Node) -> list[Expression]:
+    """Numbers that the operator may have computed with.
+
+    The Python call behind it may have had others: ``x[:, :half] = y`` ends in a copy, which uses no number.
+    """
+    if not any(isinstance(item, int | float) and not isinstance(item, bool) for item in node.args):
+        return []
+    return [*(node.floats or []), *(node.sizes or [])]
 
 
 @rule("prelu", "_prelu_kernel")

@@ -16,6 +16,16 @@ def embedding(node: Node, scope: Scope) -> None:
     node.output.axes = [*index.axes, weight.axes[1]]
 
 
+@rule("embedding_bag", "_embedding_bag", "_embedding_bag_forward_only")
+def embedding_bag(node: Node, scope: Scope) -> None:
+    """Rows are looked up by number and added; the width is free."""
+    weight, *numbers = list(node.inputs())
+    scope.freeze([weight.axes[0], *(axis for value in numbers for axis in value.axes)], "looked up by number")
+    node.outputs[0].axes = [scope.leaf(node.outputs[0].shape[0], "bags"), weight.axes[1]]
+    for output in node.outputs[1:]:
+        output.axes = [scope.leaf(size, "bags") for size in output.shape]
+
+
 @rule("index", "_unsafe_index")
 def index(node: Node, scope: Scope) -> None:
     """Indexed dimensions are frozen; the index tensors' axes take their place."""

@@ -72,8 +72,6 @@ def reduce(node: Node, scope: Scope) -> None:
     "diff",
     "triu",
     "tril",
-    "fft_fft",
-    "fft_rfft",
 )
 def order_matters(node: Node, scope: Scope) -> None:
     """The position of an index has a meaning: the axis is frozen."""
@@ -163,6 +161,20 @@ def _window(node: Node, scope: Scope, rank: int) -> None:
     spatial(node, data, channels, data.axes[channels], scope)
     for output in node.outputs[1:]:
         output.axes = list(node.output.axes)
+
+
+@rule("max_unpool2d", "max_unpool3d")
+def unpool(node: Node, scope: Scope) -> None:
+    """Values go back to where they came from; channels stay."""
+    data, places = list(node.inputs())[:2]
+    rank = _pool_rank(node.name)
+    channels = len(data.axes) - rank - 1
+    if channels < 0:
+        freeze_everything(node, scope, f"{node.name} over all dimensions")
+        return
+    for own, axis in zip(places.axes, data.axes, strict=True):
+        scope.unify(own, axis)
+    spatial(node, data, channels, data.axes[channels], scope)
 
 
 @rule("grid_sampler", "grid_sampler_2d", "grid_sampler_3d")

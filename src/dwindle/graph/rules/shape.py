@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 from dwindle.graph import axes as algebra
 from dwindle.graph.axes import UNIT, Axis
-from dwindle.graph.rules.registry import Scope, freeze_everything, rule, single
+from dwindle.graph.rules.registry import Scope, freeze_everything, recorded_value, rule, single
 from dwindle.graph.trace import Node, Value
 
 
@@ -101,7 +101,16 @@ def expand(node: Node, scope: Scope) -> None:
                 scope.unify(axis, other)
         return
     sizes = node.args[1] if len(node.args) > 1 else node.kwargs["size"]
-    scope.observe_each(sizes, axes[len(axes) - len(sizes) :])
+    if _given(node, sizes):
+        scope.observe_each(sizes, axes[len(axes) - len(sizes) :])
+
+
+def _given(node: Node, sizes: Sequence[int]) -> bool:
+    """Whether the Python call had these sizes: ``x[:, 0] = 1`` ends in an expand whose sizes torch found itself."""
+    if node.sizes is None:
+        return True
+    values = {recorded_value(expression) for expression in node.sizes}
+    return all(size == 1 or size in values for size in sizes)
 
 
 @rule("repeat", "tile")
@@ -233,17 +242,18 @@ def slice_(node: Node, scope: Scope) -> None:
         axes[dim] = scope.leaf(0, "empty")
         return
     if start == 0 and end == size:
+        if node.name == "narrow":
+            scope.observe_sums([start_number, end_number], [[], [axes[dim]]])
         return
     pieces = algebra.split(axes[dim], [s for s in (start, end - start, size - end) if s], scope.where)
     before, after = (pieces[:1] if start else []), (pieces[-1:] if end < size else [])
     middle = pieces[len(before)]
     axes[dim] = middle
-    if start:
-        scope.observe(start_number, before if start_number >= 0 else [middle, *after])
-    if node.name == "narrow":
-        scope.observe(end_number, [middle])
-    elif end < size:
-        scope.observe(end_number, [*before, middle] if end_number >= 0 else after)
+    ends: list[Axis] = [middle] if node.name == "narrow" else []
+    if node.name != "narrow" and end < size:
+        ends = [*before, middle] if end_number >= 0 else after
+    starts = before if start_number >= 0 else [middle, *after]
+    scope.observe_sums([start_number, end_number], [starts if start else [], ends])
 
 
 def _strided(axis: Axis, start: int, end: int, step: int, size: int, scope: Scope) -> Axis:

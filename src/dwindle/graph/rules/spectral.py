@@ -1,0 +1,50 @@
+"""Complex numbers as pairs, Fourier transforms, and views of memory."""
+
+from __future__ import annotations
+
+from dwindle.graph.rules.registry import Scope, freeze_everything, normalize_dims, rule
+from dwindle.graph.trace import Node
+
+
+@rule("view_as_complex", "_view_as_complex")
+def to_complex(node: Node, scope: Scope) -> None:
+    """(..., 2) to complex numbers."""
+    data = next(node.inputs())
+    scope.freeze(data.axes[-1:], "real and imaginary parts")
+    node.output.axes = list(data.axes[:-1])
+
+
+@rule("view_as_real", "_view_as_real")
+def to_real(node: Node, scope: Scope) -> None:
+    """Complex numbers to (..., 2)."""
+    data = next(node.inputs())
+    node.output.axes = [*data.axes, scope.leaf(2, "real and imaginary parts")]
+
+
+@rule(
+    "fft_fft", "fft_ifft", "fft_rfft", "fft_irfft", "fft_hfft", "fft_ihfft",
+    "fft_fft2", "fft_ifft2", "fft_rfft2", "fft_irfft2", "fft_fftn", "fft_ifftn", "fft_rfftn", "fft_irfftn",
+    "fft_fftshift", "fft_ifftshift", "_fft_r2c", "_fft_c2r", "_fft_c2c",
+)  # fmt: skip
+def fourier(node: Node, scope: Scope) -> None:
+    """Transformed dimensions are frozen before and after; the others pass."""
+    data = next(node.inputs())
+    dims = normalize_dims(node.argument("dim"), len(data.axes))
+    reason = "mixed by a Fourier transform"
+    scope.freeze([data.axes[dim] for dim in dims], reason)
+    node.output.axes = [
+        scope.leaf(size, reason) if dim in dims else axis
+        for dim, (axis, size) in enumerate(zip(data.axes, node.output.shape, strict=True))
+    ]
+
+
+@rule("stft", "istft")
+def short_time(node: Node, scope: Scope) -> None:
+    """Windows of a signal and their spectra: nothing of them may go."""
+    freeze_everything(node, scope, f"{node.name} mixes its input by Fourier transforms")
+
+
+@rule("as_strided", "as_strided_scatter", "set_")
+def strided(node: Node, scope: Scope) -> None:
+    """Looks at memory, not at dimensions."""
+    freeze_everything(node, scope, f"{node.name} addresses memory, not dimensions")
