@@ -27,7 +27,7 @@ from dwindle.config.errors import CaptureError
 from dwindle.graph import expressions
 from dwindle.graph.expressions import Dimension, Expression, TaggedFloat, TaggedInt
 from dwindle.graph.module_calls import ModuleCall, recorded_calls
-from dwindle.graph.stand_ins import stand_ins, to_meta
+from dwindle.graph.stand_ins import assigned_tensors, attributes_kept, stand_ins, to_meta
 from dwindle.graph.tagging import tagged_integers
 from dwindle.graph.trace import Node, Trace, Value
 
@@ -48,7 +48,13 @@ class _Recording:
         self.modules: list[str] = [""]
         self.calls: list[ModuleCall] = []
         self.plain: list[tuple[str, Expression]] = []
+        self.makes_tensor = False
         self.lost_numbers = False
+
+    def lose(self, expression: Expression) -> None:
+        """Note that a tagged number became a plain float; the operators that make tensors tell of theirs."""
+        if not self.makes_tensor:
+            self.plain.append((_where(), expression))
 
     def known_value(self, tensor: torch.Tensor) -> Value | None:
         """Return the value that stands for ``tensor`` now; None for a tensor from nowhere."""
@@ -121,10 +127,12 @@ class _Tagging(TorchFunctionMode):
         recording = self.recording
         before = recording.sizes, recording.floats
         recording.sizes, recording.floats = sizes, floats
+        recording.makes_tensor = func in (torch.tensor, torch.as_tensor, torch.scalar_tensor)
         try:
             return func(*args, **kwargs)
         finally:
             recording.sizes, recording.floats = before
+            recording.makes_tensor = False
 
     def _sizes(self, func: Any, args: Any, kwargs: Any) -> Any:
         tensor = args[0]
@@ -295,17 +303,16 @@ def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, devic
     modes = {module: module.training for module in model.modules()}
     if device == "meta":
         replace: Callable[[torch.Tensor], torch.Tensor] = to_meta
-    elif training:
-        # running statistics are updated in training mode: on copies, not on the user's
-        replace = lambda t: t if isinstance(t, nn.Parameter) else t.detach().clone()  # noqa: E731
     else:
-        replace = lambda t: t  # noqa: E731
+        # running statistics, caches and the like are updated on copies, not on the user's
+        replace = lambda t: t if isinstance(t, nn.Parameter) else t.detach().clone()  # noqa: E731
     flat, input_spec = pytree.tree_flatten((args, kwargs))
     if device == "meta":
         flat = [item.detach().to("meta") if isinstance(item, torch.Tensor) else item for item in flat]
     with ExitStack() as stack:
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.inference_mode())
+        stack.enter_context(attributes_kept(model))
         listing = stack.enter_context(stand_ins(model, replace))
         parameters: dict[str, Value] = {}
         for tensor, kind, name in listing:
@@ -332,7 +339,7 @@ def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, devic
         expressions.on_equal = lambda left, right: recording.equalities.append((left, right))
         stack.callback(lambda: setattr(expressions, "on_equal", previous))
         outer = expressions.on_plain
-        expressions.on_plain = lambda expression: recording.plain.append((_where(), expression))
+        expressions.on_plain = recording.lose
         stack.callback(lambda: setattr(expressions, "on_plain", outer))
         if device == "meta":
             stack.enter_context(torch.device("meta"))
@@ -340,6 +347,13 @@ def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, devic
         stack.enter_context(_Tagging(recording))
         run_args, run_kwargs = pytree.tree_unflatten(flat, input_spec)
         result = model(*run_args, **run_kwargs)
+        assigned = {
+            name: value
+            for name, tensor in assigned_tensors(model)
+            if name in parameters
+            and (value := recording.known_value(tensor)) is not None
+            and value is not parameters[name]
+        }
     if recording.lost_numbers:
         raise CaptureError("the model makes tensors from numbers, which the meta device cannot hold")
     flat_outputs, output_spec = pytree.tree_flatten(result)
@@ -362,4 +376,5 @@ def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, devic
         owners,
         recording.calls,
         recording.plain,
+        assigned,
     )

@@ -101,7 +101,10 @@ def _factors(node: Node) -> list[Expression]:
 
     The Python call behind it may have had others: ``x[:, :half] = y`` ends in a copy, which uses no number.
     """
-    if not any(isinstance(item, int | float) and not isinstance(item, bool) for item in node.args):
+    lifted = node.name.startswith("lift") and node.output.shape == ()  # torch.tensor(number)
+    if not lifted and not any(
+        isinstance(item, int | float) and not isinstance(item, bool) for item in node.args
+    ):
         return []
     return [*(node.floats or []), *(node.sizes or [])]
 
