@@ -33,6 +33,10 @@ def propagate(traces: list[Trace]) -> tuple[dict[str, list[Axis]], Scope]:
             _apply(node, scope)
         _apply_unread(trace, live, scope)
         scope.node = None
+        for name, value in trace.assigned.items():
+            if value.shape == trace.parameters[name].shape and value.axes:
+                for own, axis in zip(parameter_axes[name], value.axes, strict=True):
+                    scope.unify(own, axis)
         for value in trace.outputs:
             if not value.axes and value.shape:
                 value.axes = [algebra.leaf(size) for size in value.shape]
@@ -40,10 +44,6 @@ def propagate(traces: list[Trace]) -> tuple[dict[str, list[Axis]], Scope]:
                 algebra.freeze(axis, "model output")
     _freeze_diagonals(traces, parameter_axes)
     return parameter_axes, scope
-
-
-#: Operators that take a part: of a result that nobody reads, any part will do.
-_PARTS = frozenset({"select", "slice", "narrow"})
 
 
 def _apply_unread(trace: Trace, live: list[Node], scope: Scope) -> None:
@@ -54,7 +54,7 @@ def _apply_unread(trace: Trace, live: list[Node], scope: Scope) -> None:
         if id(node) in read:
             continue
         data = next(node.inputs(), None)
-        if node.name not in _PARTS or data is None or not data.axes:
+        if not _is_any_part(node) or data is None or not data.axes:
             _apply(node, scope)
             continue
         rest = [axis for place, axis in enumerate(data.axes) if place != _dim(node, len(data.axes))]
@@ -63,6 +63,11 @@ def _apply_unread(trace: Trace, live: list[Node], scope: Scope) -> None:
             rest.insert(_dim(node, len(data.axes)), scope.leaf(sizes[_dim(node, len(data.axes))], "a part"))
         node.output.axes = rest
     del scope.mixings[mixings:], scope.scales[scales:]
+
+
+def _is_any_part(node: Node) -> bool:
+    """Whether a call takes a part that exists at any size: the first or the last index, or a clamped range."""
+    return node.name == "slice" or (node.name == "select" and int(node.args[2]) in (0, -1))
 
 
 def _dim(node: Node, rank: int) -> int:

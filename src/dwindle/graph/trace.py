@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 
 from dwindle.graph.axes import Axis
-from dwindle.graph.expressions import Expression
+from dwindle.graph.expressions import Dimension, Expression, variables
 
 if TYPE_CHECKING:
     from dwindle.graph.module_calls import ModuleCall
@@ -132,6 +132,8 @@ class Trace:
         owners: Path and object behind each attribute owner's identity.
         calls: Calls of modules, in the order in which they began.
         plain: Source line and expression of tagged numbers whose tag was lost: what became of them is not known.
+        assigned: What the forward pass put in the place of a plain tensor attribute (an old-style weight norm puts
+            the weight there), by name.
     """
 
     nodes: list[Node]
@@ -148,9 +150,14 @@ class Trace:
     owners: dict[int, tuple[str, Any]] = field(default_factory=dict)
     calls: list[ModuleCall] = field(default_factory=list)
     plain: list[tuple[str, Expression]] = field(default_factory=list)
+    assigned: dict[str, Value] = field(default_factory=dict)
 
-    def live_nodes(self) -> list[Node]:
-        """Return the nodes that the outputs depend on; calls that change a tensor in place always count."""
+    def live_nodes(self, *, sizes: bool = False) -> list[Node]:
+        """Return the nodes that the outputs depend on; calls that change a tensor in place always count.
+
+        Args:
+            sizes: Also nodes of which only the shape of a result is used.
+        """
         needed = {id(value) for value in self.outputs}
         needed.update(id(value) for value in self.flat_outputs if isinstance(value, Value))
         live: list[Node] = []
@@ -159,4 +166,14 @@ class Trace:
             if mutates or any(id(value) in needed for value in node.outputs):
                 live.append(node)
                 needed.update(id(value) for value in node.inputs())
+                if sizes:
+                    needed.update(_asked(node))
         return live[::-1]
+
+
+def _asked(node: Node) -> Iterator[int]:
+    """Identities of the tensors whose shape a call uses."""
+    for expression in node.sizes or ():
+        for variable in variables(expression):
+            if isinstance(variable, Dimension):
+                yield id(variable.value)

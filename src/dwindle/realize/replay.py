@@ -90,7 +90,12 @@ class Replay:
         self.observed: dict[tuple[int, int], tuple[list[Axis], int]] = {}
         for observation in analysis.scope.observations:
             number = recorded_value(observation.expression)
-            self.observed[id(observation.node), int(number)] = (observation.axes, observation.sign)
+            self.observed.setdefault(
+                (id(observation.node), int(number)), (observation.axes, observation.sign)
+            )
+
+        self.nodes = trace.live_nodes(sizes=True)
+        self.copied = _only_copied(self.nodes)
 
     def run(self, parameter: Callable[[str], Any], inputs: list[Any]) -> list[Any]:
         """Replay with the given parameters and inputs; returns the outputs whose shape must stay.
@@ -103,8 +108,11 @@ class Replay:
             self.env[id(value)] = parameter(name)
         for value, given in zip(self.trace.inputs, inputs, strict=True):
             self.env[id(value)] = given
-        for node in self.trace.live_nodes():
-            self._node(node)
+        for node in self.nodes:
+            if id(node) in self.copied:
+                self.env[id(node.output)] = self._value(node.args[0])
+            else:
+                self._node(node)
         return [self._value(value) for value in self.trace.outputs]
 
     def _value(self, value: Value) -> Any:
@@ -127,6 +135,9 @@ class Replay:
             for place, argument in enumerate(node.args)
         )
         kwargs = {key: self._argument(argument, restricted) for key, argument in node.kwargs.items()}
+        if node.name == "narrow" and len(args) > 3:
+            # start and length may be the same number: they are told apart by their order
+            args = (*args[:2], *self._sizes(node, [int(number) for number in node.args[2:4]], restricted))
         if node.name == "scaled_dot_product_attention" and node.argument("scale") is None:
             kwargs["scale"] = node.args[0].shape[-1] ** -0.5  # as recorded, whatever the width is now
         result = self.call(node.target, args, kwargs)
@@ -176,6 +187,8 @@ class Replay:
         """Axis that a size in a list argument belongs to."""
         if node.name in (*CREATIONS, "view", "reshape", "_unsafe_view", "expand", "broadcast_to"):
             return node.output.axes[len(node.output.axes) - length + place]
+        if node.name == "narrow":
+            return node.output.axes[int(node.args[1])] if place else None
         if node.name == "unflatten":
             return node.output.axes[int(node.args[1]) % len(node.args[0].shape) + place]
         if node.name in ("layer_norm", "native_layer_norm", "rms_norm"):
@@ -215,6 +228,20 @@ class Replay:
                 else self.analysis.solver.value_of(self.counts)(expression)
             )
         return expression
+
+
+def _only_copied(nodes: list[Node]) -> set[int]:
+    """Calls of ``expand`` that only prepare a copy, as ``x[:2] = 0`` makes them: the copy broadcasts by itself."""
+    users: dict[int, list[Node]] = {}
+    for node in nodes:
+        for value in node.inputs():
+            users.setdefault(id(value), []).append(node)
+    return {
+        id(node)
+        for node in nodes
+        if node.name == "expand"
+        and all(own.name == "copy_" and own.args[0] is not node.output for own in users.get(id(node.output), [node]))
+    }
 
 
 def eager_call(function: Any, args: Any, kwargs: Any) -> Any:
