@@ -333,7 +333,7 @@ class _Kinds:
         self.normalized = {
             leaf
             for mixing in scope.mixings
-            if mixing.node.name.endswith("norm")
+            if mixing.node.name in ("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
             for axis in mixing.axes
             for leaf in axis.leaves()
         }

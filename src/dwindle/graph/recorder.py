@@ -348,11 +348,11 @@ def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, devic
         run_args, run_kwargs = pytree.tree_unflatten(flat, input_spec)
         result = model(*run_args, **run_kwargs)
         assigned = {
-            name: value
+            name: held
             for name, tensor in assigned_tensors(model)
             if name in parameters
-            and (value := recording.known_value(tensor)) is not None
-            and value is not parameters[name]
+            and (held := recording.known_value(tensor)) is not None
+            and held is not parameters[name]
         }
     if recording.lost_numbers:
         raise CaptureError("the model makes tensors from numbers, which the meta device cannot hold")

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import nn
+
+_Model = TypeVar("_Model", bound=nn.Module)
 
 #: Under this name simulators keep their state on a module; it is no part of the model.
 RESERVED = "_dwindle"
@@ -70,6 +73,42 @@ def stand_ins(model: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor])
     finally:
         for slots, key, original in saved:
             slots[key] = original
+
+
+@contextmanager
+def attributes_kept(model: nn.Module) -> Iterator[None]:
+    """Restore on exit what a forward pass assigned to its modules (``self.features = x``, counters)."""
+    before = [(module, dict(vars(module))) for module in model.modules()]
+    try:
+        yield
+    finally:
+        for module, saved in before:
+            fields = vars(module)
+            for key in [key for key in fields if key not in saved]:
+                del fields[key]
+            for key, held in saved.items():
+                if fields.get(key) is not held:
+                    fields[key] = held
+
+
+def assigned_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
+    """Yield the tensors that modules hold as plain attributes, with their names."""
+    for slots, key, kind, name in _tensor_slots(model):
+        if kind == "buffer":
+            yield name, slots[key]
+
+
+def copied(model: _Model) -> _Model:
+    """Return a deep copy, also of a model that holds computed tensors (old-style weight norm, kept features).
+
+    Those are detached in the copy; torch itself refuses to copy them.
+    """
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        for held in vars(module).values():
+            if isinstance(held, torch.Tensor) and not held.is_leaf:
+                memo[id(held)] = held.detach().clone()
+    return copy.deepcopy(model, memo)
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:

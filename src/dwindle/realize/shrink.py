@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
@@ -216,7 +215,7 @@ def shrink(
         verification = prove(analysis, keep, masked, make_small)
         verification.seconds = seconds["prove"] = time.perf_counter() - started
     started = time.perf_counter()
-    body = copy.deepcopy(model) if rewritten else model
+    body = copied(model) if rewritten else model
     twins = list(zip(model.parameters(), body.parameters(), strict=True)) if rewritten else []
     small, replaced = _cut(body, plan, analysis, keep, biases or {}, prepare, scalings)
     for old, twin in twins:

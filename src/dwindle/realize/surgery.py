@@ -126,9 +126,9 @@ def cut(
 
 def _held(module: nn.Module, key: str) -> torch.Tensor:
     for holder in (module._parameters, module._buffers, vars(module)):
-        held = holder.get(key)
-        if isinstance(held, torch.Tensor):
-            return held
+        found: Any = holder[key] if key in holder else None  # noqa: SIM401 - compiled modules have no ``get``
+        if isinstance(found, torch.Tensor):
+            return found
     raise RealizeError(f"{type(module).__name__} holds no tensor {key!r}")
 
 

@@ -7,7 +7,6 @@ norm over a cut axis), against a replay in which the mask is applied inside thos
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
@@ -23,6 +22,7 @@ from dwindle.config.errors import RealizeError
 from dwindle.graph.analysis import Analysis, larger_batch
 from dwindle.graph.axes import Axis
 from dwindle.graph.recorder import main_outputs
+from dwindle.graph.stand_ins import copied
 from dwindle.realize.replay import Replay, eager_call
 
 #: Above this many parameter elements the proof runs in float32.
@@ -147,7 +147,7 @@ def proof_dtype(model: nn.Module) -> torch.dtype:
 
 def widened_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
     """Return a deep copy in evaluation mode and in ``dtype``."""
-    twin = copy.deepcopy(model).to(dtype).eval()
+    twin = copied(model).to(dtype).eval()
     for module in twin.modules():
         for key, held in vars(module).items():
             if isinstance(held, torch.Tensor) and held.is_floating_point():
@@ -280,7 +280,7 @@ def prove(
         variants = random_inputs(analysis, dtype, seed, ())  # code that fixes the batch size
         expected = outputs_of(masked, variants, dtype)
     inside = _inside(analysis, keep)
-    twin = copy.deepcopy(masked) if inside else None
+    twin = copied(masked) if inside else None
     if twin is not None:
         simulate.detach(twin, keep_values=True)  # the replay reads plain parameters
     try:
