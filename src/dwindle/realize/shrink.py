@@ -15,6 +15,7 @@ from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
 from dwindle.graph.counts import CountSolver
 from dwindle.graph.positions import kept_positions
+from dwindle.graph.stand_ins import copied
 from dwindle.realize.optimizer import carry_over
 from dwindle.realize.plan import AttributeChange, Plan
 from dwindle.realize.rewrite import rewrite
