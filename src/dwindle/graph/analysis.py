@@ -14,8 +14,10 @@ from torch import nn
 from dwindle.config.errors import CaptureError
 from dwindle.graph import axes as algebra
 from dwindle.graph.axes import LEAF, PRODUCT, Axis
+from dwindle.graph.blocks import Block, find_blocks
 from dwindle.graph.counts import CountSolver
 from dwindle.graph.exactness import inexact_leaves
+from dwindle.graph.own_sizes import observe_own_sizes
 from dwindle.graph.positions import Positions, positions
 from dwindle.graph.propagate import propagate
 from dwindle.graph.recorder import record
@@ -77,6 +79,7 @@ class Analysis:
         by_axis: The entry of ``axes`` for each leaf.
         memory: Positions that were worked out already.
         compensations: Weights that take up the change of numbers computed from sizes (temperatures).
+        found_blocks: What :attr:`blocks` found, once it was asked for.
     """
 
     traces: list[Trace]
@@ -90,6 +93,14 @@ class Analysis:
     by_axis: dict[Axis, AxisInfo] = field(default_factory=dict)
     memory: dict[Axis, Positions] = field(default_factory=dict)
     compensations: list[Compensation] = field(default_factory=list)
+    found_blocks: list[Block] | None = None
+
+    @property
+    def blocks(self) -> list[Block]:
+        """The residual blocks, those that must stay included, in the order in which they run."""
+        if self.found_blocks is None:
+            self.found_blocks = find_blocks(self.traces)
+        return self.found_blocks
 
     @property
     def trace(self) -> Trace:
@@ -242,6 +253,7 @@ def analyse_traces(
             surgery in place; a rewritten graph can change it.
     """
     parameter_axes, scope = propagate(traces)
+    observe_own_sizes(traces, parameter_axes, scope)
     equalities = [pair for trace in traces for pair in trace.equalities]
     scope.literals_bind = literals
     if literals:

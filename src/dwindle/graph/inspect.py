@@ -25,8 +25,8 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
     """Return the whole analysis as JSON-ready data.
 
     Keys: ``axes`` (id, size, kind, prunable, exact, inexact_by, reason, line, parameters), ``parameters`` (for each,
-    the make-up of every dimension), ``prunable_share``, ``operators`` (number of recorded calls),
-    ``unknown_operators``, ``notes``.
+    the make-up of every dimension), ``blocks`` (path, stage, removable, reason, line, parameters: how many),
+    ``prunable_share``, ``operators`` (number of recorded calls), ``unknown_operators``, ``notes``.
     """
     return {
         "axes": [_axis_json(info) for info in analysis.axes if info.frozen_reason not in _TRIVIAL],
@@ -35,6 +35,17 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
             for name, axes in analysis.parameter_axes.items()
             if axes
         },
+        "blocks": [
+            {
+                "path": block.path,
+                "stage": list(block.stage),
+                "removable": block.reason is None,
+                "reason": block.reason,
+                "line": block.where or None,
+                "parameters": len(block.parameters),
+            }
+            for block in analysis.blocks
+        ],
         "prunable_share": analysis.prunable_share(),
         "operators": len(analysis.trace.nodes),
         "unknown_operators": sorted({f"{node.name} at {node.where}" for node in analysis.scope.unknown}),
@@ -79,6 +90,12 @@ def describe(analysis: Analysis, *, parameters: bool = True) -> str:
         reason = info.frozen_reason or f"fewer than {4 if info.kind != 'heads' else 2} indices"
         where = f" ({info.source_line})" if info.source_line else ""
         lines.append(f"  #{info.id:<4} {info.size:>6} {info.kind:<13} {_places(info)}: {reason}{where}")
+    if analysis.blocks:
+        lines += ["", "residual blocks"]
+        for block in analysis.blocks:
+            where = f" ({block.where})" if block.where else ""
+            state = "may go" if block.reason is None else f"stays: {block.reason}{where}"
+            lines.append(f"  {block.path} (of {len(block.stage)}): {state}")
     if parameters:
         lines += ["", "parameters"]
         for name, axes in analysis.parameter_axes.items():

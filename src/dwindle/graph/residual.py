@@ -171,8 +171,9 @@ class _Pass:
         self.number = start
 
     def run(self, output: Value) -> Identity | None:
-        for self.number in range(self.start, self.end):
-            node = self.stretches.trace.nodes[self.number]
+        for number in range(self.start, self.end):
+            self.number = number
+            node = self.stretches.trace.nodes[number]
             if not node.outputs:
                 continue
             name = node.name.removesuffix("_")

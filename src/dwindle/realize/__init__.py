@@ -9,6 +9,7 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from dwindle.realize.depth import PassThrough
 from dwindle.realize.from_masks import realize
 from dwindle.realize.plan import Plan
 from dwindle.realize.prune import prune
@@ -18,7 +19,16 @@ from dwindle.realize.surgery import apply_plan
 from dwindle.realize.verify import Verification
 from dwindle.training import register_realizer
 
-__all__ = ["Plan", "RewrittenModel", "ShrinkResult", "Verification", "apply_plan", "prune", "realize"]
+__all__ = [
+    "PassThrough",
+    "Plan",
+    "RewrittenModel",
+    "ShrinkResult",
+    "Verification",
+    "apply_plan",
+    "prune",
+    "realize",
+]
 
 
 class _Callable(ModuleType):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from dataclasses import dataclass
 
 from dwindle.graph.analysis import Analysis
@@ -34,15 +35,25 @@ class CostModel:
     products: list[tuple[list[Axis], float]]
 
     @classmethod
-    def of(cls, analysis: Analysis) -> CostModel:
-        """Return the cost model of an analysed model (of the recorded batch, divided by it where it is known)."""
+    def of(cls, analysis: Analysis, without: Collection[str] = ()) -> CostModel:
+        """Return the cost model of an analysed model (of the recorded batch, divided by it where it is known).
+
+        Args:
+            analysis: The analysed model.
+            without: Paths of modules that are left out.
+        """
+
+        def stays(path: str) -> bool:
+            return not any(path == gone or path.startswith(gone + ".") for gone in without)
+
         parameters = [
             (value.kind == "parameter", analysis.parameter_axes[name], value.dtype.itemsize)
             for name, value in analysis.trace.parameters.items()
+            if stays(name)
         ]
         products: list[tuple[list[Axis], float]] = []
         for node in analysis.trace.live_nodes():
-            products += _products(node)
+            products += _products(node) if stays(node.module) else []
         return cls(parameters, products)
 
     def elements(self, counts: Counts) -> int:

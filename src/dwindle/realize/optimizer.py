@@ -12,7 +12,10 @@ Replaced = Mapping[torch.Tensor, tuple[torch.Tensor, Mapping[int, torch.Tensor]]
 
 
 def carry_over(
-    optimizer: torch.optim.Optimizer, replaced: Replaced, added: Iterable[torch.Tensor] = ()
+    optimizer: torch.optim.Optimizer,
+    replaced: Replaced,
+    added: Iterable[torch.Tensor] = (),
+    dropped: Iterable[torch.Tensor] = (),
 ) -> Callable[[], None]:
     """Make ``optimizer`` go on with the replaced parameters.
 
@@ -23,6 +26,7 @@ def carry_over(
         optimizer: Any torch optimizer.
         replaced: For each old parameter the new one and the indices kept in each dimension.
         added: Parameters that surgery created; they join the first group.
+        dropped: Old parameters that the model has no longer; they leave their groups, and their state goes.
 
     Returns:
         A function that undoes it.
@@ -36,10 +40,13 @@ def carry_over(
         optimizer.state.clear()
         optimizer.state.update(state)
 
+    gone = set(dropped)
     for group in optimizer.param_groups:
-        group["params"] = [replaced[p][0] if p in replaced else p for p in group["params"]]
+        group["params"] = [replaced[p][0] if p in replaced else p for p in group["params"] if p not in gone]
     if optimizer.param_groups:
         optimizer.param_groups[0]["params"] += list(added)
+    for old in gone:
+        optimizer.state.pop(old, None)
     for old, (new, dims) in replaced.items():
         if old in optimizer.state:
             entries = optimizer.state.pop(old)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
+
+from dwindle.realize.depth import BlockRemoval, ListCut
 
 
 @dataclass(slots=True)
@@ -39,6 +41,8 @@ class Plan:
         rewritten: Whether the result is a rewritten graph rather than the user's own module.
         cuts: One entry an axis that was cut: kind, size before and after, the parameters on it.
         scales: Numbers computed from sizes that change, and the parameters that were multiplied to make up for it.
+        blocks: Residual blocks that go.
+        lists: Settings with one entry a block that lose the entries of removed blocks.
     """
 
     keep: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict)
@@ -47,6 +51,8 @@ class Plan:
     rewritten: bool = False
     cuts: list[dict[str, Any]] = field(default_factory=list)
     scales: list[dict[str, Any]] = field(default_factory=list)
+    blocks: list[BlockRemoval] = field(default_factory=list)
+    lists: list[ListCut] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
@@ -63,6 +69,8 @@ class Plan:
             "rewritten": self.rewritten,
             "cuts": list(self.cuts),
             "scales": list(self.scales),
+            "blocks": [asdict(block) for block in self.blocks],
+            "lists": [asdict(change) for change in self.lists],
         }
 
     @classmethod
@@ -78,8 +86,10 @@ class Plan:
             rewritten=bool(data.get("rewritten", False)),
             cuts=list(data.get("cuts", [])),
             scales=list(data.get("scales", [])),
+            blocks=[BlockRemoval(**block) for block in data.get("blocks", [])],
+            lists=[ListCut(**change) for change in data.get("lists", [])],
         )
 
     def is_empty(self) -> bool:
         """Whether nothing is cut."""
-        return not self.keep and not self.biases
+        return not self.keep and not self.biases and not self.blocks

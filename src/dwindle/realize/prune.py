@@ -22,6 +22,7 @@ from dwindle.realize.choose import (
     global_counts,
     local_counts,
 )
+from dwindle.realize.choose_blocks import select_blocks
 from dwindle.realize.cost import CostModel
 from dwindle.realize.plan import Plan
 from dwindle.realize.shrink import ShrinkResult, liven, shrink, zero_removed
@@ -29,7 +30,7 @@ from dwindle.realize.surgery import _held, tensor_slots
 
 _COSTS = ["macs", "params", "bytes"]
 _SCOPES = ["local", "global"]
-_KINDS = ["channels", "heads", "head_width", "embedding", "feed_forward"]
+_KINDS = ["channels", "heads", "head_width", "embedding", "feed_forward", "block"]
 
 
 def prune(
@@ -64,7 +65,8 @@ def prune(
         ratios: Ratios by parameter name or pattern (``"layer4.*"``), in place of ``ratio`` there.
         ignore: Parameter names, module names or patterns whose axes stay.
         axes: Kinds of axes that may shrink (default: all): ``"channels"``, ``"heads"``, ``"head_width"``,
-            ``"embedding"``, ``"feed_forward"``.
+            ``"embedding"``, ``"feed_forward"``. Only on request: ``"block"`` removes whole residual blocks, ``ratio``
+            of each stage, the last one of a stage never unless the ratio is 1.
         round_to: Sizes become a multiple of this.
         largest_ratio: With ``scope="global"``: the most that any axis loses.
         example_kwargs: Keyword inputs.
@@ -96,6 +98,23 @@ def prune(
     ]
     solver = analysis.solver
     slots = {name: _held(*holders[0]) for name, holders in tensor_slots(model).items()}
+    blocks = []
+    if axes is not None and "block" in axes:
+        blocks = select_blocks(
+            model,
+            analysis,
+            slots,
+            criterion,
+            ratio=ratio,
+            target=target,
+            ratios=ratios or {},
+            ignore=ignore,
+            scope=scope,
+            alone=not infos,
+        )
+        gone = tuple(f"{block.path}." for block in blocks)
+        slots = {name: held for name, held in slots.items() if not name.startswith(gone)}
+        infos = [info for info in infos if any(name in slots for name, _ in info.parameter_dims)]
     scores = axis_scores(analysis, infos, slots, criterion)
 
     def counts_at(own_ratio: float) -> dict:
@@ -103,9 +122,11 @@ def prune(
             return global_counts(infos, own_ratio, scores, largest_ratio)
         return local_counts(infos, own_ratio, ratios or {})
 
-    if target is not None:
+    if target is not None and infos:
         ((name, share),) = target.items()
-        counts = counts_for_target(counts_at, solver, CostModel.of(analysis), name, float(share), round_to)
+        cost = CostModel.of(analysis, [block.path for block in blocks])
+        share = min(1.0, float(share) * CostModel.of(analysis).cost(name, {}) / cost.cost(name, {}))
+        counts = counts_for_target(counts_at, solver, cost, name, share, round_to)
     else:
         counts = solver.solve(counts_at(float(ratio or 0.0)), round_to)
     keep = {
@@ -122,9 +143,10 @@ def prune(
         optimizer=optimizer,
         verify=verify,
         mask=_mask_for_proof,
+        blocks=blocks,
     )
     result.seconds = {**seconds, **result.seconds, "shrink": result.seconds["shrink"] + chosen}
-    if not keep:
+    if not keep and not blocks:
         result.notes.append(
             "nothing was cut: no axis may shrink at this ratio (see result.frozen for the reasons)"
         )

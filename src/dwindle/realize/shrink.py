@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -13,14 +13,18 @@ from torch import nn
 from dwindle.config import history
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
+from dwindle.graph.blocks import Block
 from dwindle.graph.counts import CountSolver
 from dwindle.graph.positions import kept_positions
 from dwindle.graph.stand_ins import copied
+from dwindle.realize.depth import zero_branches
+from dwindle.realize.depth_plan import write_blocks
+from dwindle.realize.depth_proof import prove_depth
 from dwindle.realize.optimizer import carry_over
 from dwindle.realize.plan import AttributeChange, Plan
 from dwindle.realize.rewrite import rewrite
 from dwindle.realize.scales import Scaling, apply_scalings, plan_scalings
-from dwindle.realize.surgery import cut, tensor_slots
+from dwindle.realize.surgery import cut, drop_blocks, tensor_slots
 from dwindle.realize.verify import Verification, proof_dtype, prove, widened_copy
 
 Keep = dict[Axis, torch.Tensor]
@@ -52,8 +56,8 @@ class ShrinkResult:
 
     @property
     def frozen(self) -> list[dict[str, Any]]:
-        """Axes that nothing may be removed from, with the reason and the source line."""
-        return [
+        """Axes (and residual blocks) that nothing may be removed from, with the reason and the source line."""
+        axes = [
             {
                 "size": info.size,
                 "kind": info.kind,
@@ -63,6 +67,17 @@ class ShrinkResult:
             }
             for info in self.analysis.axes
             if info.frozen_reason is not None and info.frozen_reason not in ("kernel", "spatial")
+        ]
+        return axes + [
+            {
+                "size": len(block.stage),
+                "kind": "block",
+                "parameters": [block.path],
+                "reason": block.reason,
+                "line": block.where,
+            }
+            for block in self.analysis.blocks
+            if block.reason is not None
         ]
 
     def summary(self) -> str:
@@ -141,6 +156,7 @@ def zero_removed(model: nn.Module, plan: Plan) -> None:
                 gone = torch.ones(tensor.shape[dim], dtype=torch.bool, device=tensor.device)
                 gone[index] = False
                 tensor.data.movedim(dim, 0)[gone] = 0
+    zero_branches(model, plan.blocks)
 
 
 def liven(model: nn.Module, seed: int = 0) -> None:
@@ -169,6 +185,7 @@ def shrink(
     prepare: Callable[[nn.Module], None] = lambda model: None,
     biases: dict[str, torch.Tensor] | None = None,
     rewritten: bool = False,
+    blocks: Sequence[Block] = (),
 ) -> ShrinkResult:
     """Prove and carry out a cut, in place.
 
@@ -184,11 +201,14 @@ def shrink(
         biases: Constants of removed channels to add to the bias of a module, by module path, as a full-size
             vector of the module's outputs.
         rewritten: Emit the recorded graph instead of changing the model, which is then left as it is.
+        blocks: Residual blocks that go. Their entries are taken out of the lists they stand in; where that is
+            not proven equal, because the code counts on their places, a pass-through stands in for each.
 
     Raises:
         RealizeError: The small model is not equal to the masked one.
     """
     started = time.perf_counter()
+    notes: list[str] = []
     plan = make_plan(analysis, solver, keep)
     plan.rewritten = rewritten
     before = count_parameters(model)
@@ -201,6 +221,7 @@ def shrink(
         kept = plan.keep.get(f"{path}.weight" if path else "weight", {}).get(0)
         if kept is not None:
             plan.keep[f"{path}.bias" if path else "bias"] = {0: kept}
+    depth = write_blocks(plan, model, analysis, blocks, delete=True)
     # a rewritten graph goes on with the number that was recorded
     scalings = [] if rewritten else plan_scalings(plan, analysis, solver, keep)
     seconds = {"plan": time.perf_counter() - started}
@@ -211,24 +232,39 @@ def shrink(
     verification = None
     if verify:
         started = time.perf_counter()
-        masked = widened_copy(model, proof_dtype(model))
-        mask(masked, plan)
-        verification = prove(analysis, keep, masked, make_small)
+
+        def proven() -> Verification:
+            masked = widened_copy(model, proof_dtype(model))
+            mask(masked, plan)
+            return prove(analysis, keep, masked, make_small)
+
+        verification = prove_depth(model, analysis, plan, depth, blocks, proven, notes)
         verification.seconds = seconds["prove"] = time.perf_counter() - started
     started = time.perf_counter()
     body = copied(model) if rewritten else model
     twins = list(zip(model.parameters(), body.parameters(), strict=True)) if rewritten else []
+    owned = list(body.parameters()) if depth.blocks else []
     small, replaced = _cut(body, plan, analysis, keep, biases or {}, prepare, scalings)
     for old, twin in twins:
         replaced[old] = replaced.pop(twin, (twin, {}))
     if optimizer is not None:
-        carry_over(optimizer, replaced, [body.get_submodule(path).bias for path in plan.biases])  # type: ignore[misc]
+        alive = set(small.parameters()) if depth.blocks else set()
+        dropped = [old for old in owned if (replaced[old][0] if old in replaced else old) not in alive]
+        added = [body.get_submodule(path).bias for path in plan.biases]
+        carry_over(optimizer, replaced, added, dropped)  # type: ignore[arg-type]
     seconds["shrink"] = seconds.pop("plan") + time.perf_counter() - started
     for entry in history.history(model) if rewritten else []:
         history.record(small, entry)
     history.record(small, {"kind": "shrink", "plan": plan.to_json()})
     return ShrinkResult(
-        small, plan, verification, analysis, before, count_parameters(small), seconds, list(analysis.notes)
+        small,
+        plan,
+        verification,
+        analysis,
+        before,
+        count_parameters(small),
+        seconds,
+        [*analysis.notes, *notes],
     )
 
 
@@ -244,8 +280,10 @@ def _cut(
     """Make the small model from ``model`` (changed); returns it and what replaced which parameter."""
     prepare(model)
     folded = _fold(model, biases)
-    replaced, _ = cut(model, plan)
+    replaced, undo = cut(model, plan)
     apply_scalings(model, plan, scalings)
+    if not plan.rewritten:
+        drop_blocks(model, plan, undo)
     for old, new in folded.items():
         replaced[old] = replaced.pop(new, (new, {}))
     return (rewrite(model, analysis, keep) if plan.rewritten else model), replaced

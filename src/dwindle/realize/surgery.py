@@ -15,6 +15,7 @@ from torch import nn
 
 from dwindle.config.errors import RealizeError
 from dwindle.graph.stand_ins import modules_of, user_name
+from dwindle.realize.depth import remove_blocks
 from dwindle.realize.plan import AttributeChange, Plan
 from dwindle.realize.standard_modules import standard_attributes
 
@@ -186,6 +187,18 @@ def _set_attribute(model: nn.Module, change: AttributeChange, steps: list[Undo])
     steps.append(lambda: fields.__setitem__(change.key, before))
 
 
+def drop_blocks(model: nn.Module, plan: Plan, undo: Undo) -> None:
+    """Take the residual blocks of a plan out of a model that is cut; when that fails, undo the cut as well."""
+    steps: list[Undo] = []
+    try:
+        remove_blocks(model, plan.blocks, plan.lists, _owner, steps)
+    except Exception:
+        while steps:
+            steps.pop()()
+        undo()
+        raise
+
+
 def apply_plan(model: nn.Module, plan: Plan | Mapping[str, Any]) -> nn.Module:
     """Shrink a freshly constructed model as an earlier realization did. In place; returns the model.
 
@@ -198,5 +211,7 @@ def apply_plan(model: nn.Module, plan: Plan | Mapping[str, Any]) -> nn.Module:
     Raises:
         RealizeError: The plan does not fit the model, which is then unchanged.
     """
-    cut(model, plan if isinstance(plan, Plan) else Plan.from_json(plan))
+    plan = plan if isinstance(plan, Plan) else Plan.from_json(plan)
+    _, undo = cut(model, plan)
+    drop_blocks(model, plan, undo)
     return model
