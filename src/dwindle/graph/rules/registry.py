@@ -106,6 +106,14 @@ class Scope:
             if number != -1:
                 self._observe(expression, number, [axis])
 
+    def observe_sums(self, numbers: Sequence[int], axes: Sequence[Sequence[Axis]]) -> None:
+        """Note that consecutive integers of the current call equal the summed sizes of ``axes``; none: no size."""
+        if self.node is None:
+            return
+        for expression, number, own in zip(expressions_for(self.node, numbers), numbers, axes, strict=True):
+            if own:
+                self._observe(expression, number, own)
+
     def _observe(self, expression: Expression, number: int, axes: Sequence[Axis]) -> None:
         if any(axis.size > 1 for axis in axes):
             self.observations.append(Observation(expression, list(axes), -1 if number < 0 else 1, self.node))
