@@ -118,7 +118,6 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "deepseek_vit_412m": {"depth": 2, "img_size": 112},
     "gemma4_vit_167m": {"depth": 4},
     "qwen3_vit_88m": {"depth": 4},
-    "sam2_hiera_tiny": {"img_size": 224},
 }
 
 #: Side of the images of models that take any size; others run at the size of their configuration.

@@ -9,129 +9,45 @@ from typing import Any
 
 import torch
 
+from support import torchvision_operators
 from support.architectures.example import Builder, Example
 
-CLASSIFICATION = [
-    "alexnet",
-    "convnext_base",
-    "convnext_large",
-    "convnext_small",
-    "convnext_tiny",
-    "densenet121",
-    "densenet161",
-    "densenet169",
-    "densenet201",
-    "efficientnet_b0",
-    "efficientnet_b1",
-    "efficientnet_b2",
-    "efficientnet_b3",
-    "efficientnet_b4",
-    "efficientnet_b5",
-    "efficientnet_b6",
-    "efficientnet_b7",
-    "efficientnet_v2_l",
-    "efficientnet_v2_m",
-    "efficientnet_v2_s",
-    "googlenet",
-    "inception_v3",
-    "maxvit_t",
-    "mnasnet0_5",
-    "mnasnet0_75",
-    "mnasnet1_0",
-    "mnasnet1_3",
-    "mobilenet_v2",
-    "mobilenet_v3_large",
-    "mobilenet_v3_small",
-    "regnet_x_16gf",
-    "regnet_x_1_6gf",
-    "regnet_x_32gf",
-    "regnet_x_3_2gf",
-    "regnet_x_400mf",
-    "regnet_x_800mf",
-    "regnet_x_8gf",
-    "regnet_y_128gf",
-    "regnet_y_16gf",
-    "regnet_y_1_6gf",
-    "regnet_y_32gf",
-    "regnet_y_3_2gf",
-    "regnet_y_400mf",
-    "regnet_y_800mf",
-    "regnet_y_8gf",
-    "resnet101",
-    "resnet152",
-    "resnet18",
-    "resnet34",
-    "resnet50",
-    "resnext101_32x8d",
-    "resnext101_64x4d",
-    "resnext50_32x4d",
-    "shufflenet_v2_x0_5",
-    "shufflenet_v2_x1_0",
-    "shufflenet_v2_x1_5",
-    "shufflenet_v2_x2_0",
-    "squeezenet1_0",
-    "squeezenet1_1",
-    "swin_b",
-    "swin_s",
-    "swin_t",
-    "swin_v2_b",
-    "swin_v2_s",
-    "swin_v2_t",
-    "vgg11",
-    "vgg11_bn",
-    "vgg13",
-    "vgg13_bn",
-    "vgg16",
-    "vgg16_bn",
-    "vgg19",
-    "vgg19_bn",
-    "vit_b_16",
-    "vit_b_32",
-    "vit_h_14",
-    "vit_l_16",
-    "vit_l_32",
-    "wide_resnet101_2",
-    "wide_resnet50_2",
-]
-SEGMENTATION = [
-    "deeplabv3_mobilenet_v3_large",
-    "deeplabv3_resnet101",
-    "deeplabv3_resnet50",
-    "fcn_resnet101",
-    "fcn_resnet50",
-    "lraspp_mobilenet_v3_large",
-]
-DETECTION = [
-    "fasterrcnn_mobilenet_v3_large_320_fpn",
-    "fasterrcnn_mobilenet_v3_large_fpn",
-    "fasterrcnn_resnet50_fpn",
-    "fasterrcnn_resnet50_fpn_v2",
-    "fcos_resnet50_fpn",
-    "keypointrcnn_resnet50_fpn",
-    "maskrcnn_resnet50_fpn",
-    "maskrcnn_resnet50_fpn_v2",
-    "retinanet_resnet50_fpn",
-    "retinanet_resnet50_fpn_v2",
-    "ssd300_vgg16",
-    "ssdlite320_mobilenet_v3_large",
-]
-VIDEO = [
-    "mc3_18",
-    "mvit_v1_b",
-    "mvit_v2_s",
-    "r2plus1d_18",
-    "r3d_18",
-    "s3d",
-    "swin3d_b",
-    "swin3d_s",
-    "swin3d_t",
-]
-OPTICAL_FLOW = ["raft_large", "raft_small"]
+_CLASSIFICATION = """
+alexnet convnext_base convnext_large convnext_small convnext_tiny densenet121 densenet161 densenet169 densenet201
+efficientnet_b0 efficientnet_b1 efficientnet_b2 efficientnet_b3 efficientnet_b4 efficientnet_b5 efficientnet_b6
+efficientnet_b7 efficientnet_v2_l efficientnet_v2_m efficientnet_v2_s googlenet inception_v3 maxvit_t mnasnet0_5
+mnasnet0_75 mnasnet1_0 mnasnet1_3 mobilenet_v2 mobilenet_v3_large mobilenet_v3_small regnet_x_16gf regnet_x_1_6gf
+regnet_x_32gf regnet_x_3_2gf regnet_x_400mf regnet_x_800mf regnet_x_8gf regnet_y_128gf regnet_y_16gf regnet_y_1_6gf
+regnet_y_32gf regnet_y_3_2gf regnet_y_400mf regnet_y_800mf regnet_y_8gf resnet101 resnet152 resnet18 resnet34
+resnet50 resnext101_32x8d resnext101_64x4d resnext50_32x4d shufflenet_v2_x0_5 shufflenet_v2_x1_0 shufflenet_v2_x1_5
+shufflenet_v2_x2_0 squeezenet1_0 squeezenet1_1 swin_b swin_s swin_t swin_v2_b swin_v2_s swin_v2_t vgg11 vgg11_bn
+vgg13 vgg13_bn vgg16 vgg16_bn vgg19 vgg19_bn vit_b_16 vit_b_32 vit_h_14 vit_l_16 vit_l_32 wide_resnet101_2
+wide_resnet50_2
+"""
+CLASSIFICATION = _CLASSIFICATION.split()
+_SEGMENTATION = """
+deeplabv3_mobilenet_v3_large deeplabv3_resnet101 deeplabv3_resnet50 fcn_resnet101 fcn_resnet50
+lraspp_mobilenet_v3_large
+"""
+SEGMENTATION = _SEGMENTATION.split()
+_DETECTION = """
+fasterrcnn_mobilenet_v3_large_320_fpn fasterrcnn_mobilenet_v3_large_fpn fasterrcnn_resnet50_fpn
+fasterrcnn_resnet50_fpn_v2 fcos_resnet50_fpn keypointrcnn_resnet50_fpn maskrcnn_resnet50_fpn
+maskrcnn_resnet50_fpn_v2 retinanet_resnet50_fpn retinanet_resnet50_fpn_v2 ssd300_vgg16 ssdlite320_mobilenet_v3_large
+"""
+DETECTION = _DETECTION.split()
+_VIDEO = """
+mc3_18 mvit_v1_b mvit_v2_s r2plus1d_18 r3d_18 s3d swin3d_b swin3d_s swin3d_t
+"""
+VIDEO = _VIDEO.split()
+_OPTICAL_FLOW = """
+raft_large raft_small
+"""
+OPTICAL_FLOW = _OPTICAL_FLOW.split()
 
-#: Models that fix their image size, or need more than 64 x 64.
-IMAGE_SIZE = {"inception_v3": 96, "maxvit_t": 224, "alexnet": 96} | {
-    name: 224 for name in CLASSIFICATION if name.startswith("vit_")
-}
+#: Models that need larger images, and models whose image size is set when they are built.
+IMAGE_SIZE = {"inception_v3": 96, "maxvit_t": 224, "alexnet": 96, "vit_h_14": 112}
+IMAGE_SIZE |= {name: 128 for name in CLASSIFICATION if name.startswith("vit_") and name != "vit_h_14"}
 
 
 def classifier(name: str, **options: Any) -> Builder:
@@ -141,6 +57,8 @@ def classifier(name: str, **options: Any) -> Builder:
         from torchvision import models
 
         size = IMAGE_SIZE.get(name, 64)
+        if name.startswith("vit_"):
+            options["image_size"] = size
         return Example(models.get_model(name, weights=None, **options), (torch.randn(2, 3, size, size),))
 
     return build
@@ -178,9 +96,18 @@ def detector(name: str) -> Builder:
     def build() -> Example:
         from torchvision import models
 
-        extra = {"keypointrcnn": {"num_keypoints": 5}}.get(name.split("_")[0], {})
+        torchvision_operators.install()
+        extra: dict[str, Any] = {"num_keypoints": 5} if name.startswith("keypointrcnn") else {}
+        if "rcnn" in name:  # random weights propose boxes everywhere
+            extra |= {
+                "rpn_post_nms_top_n_test": 20,
+                "rpn_post_nms_top_n_train": 20,
+                "box_batch_size_per_image": 16,
+            }
         sizes = {} if name.startswith("ssd") else {"min_size": 96, "max_size": 96}
-        model = models.get_model(name, weights=None, weights_backbone=None, num_classes=7, **sizes, **extra)
+        model = models.get_model(
+            name, weights=None, weights_backbone=None, **_classes(name), **sizes, **extra
+        )
         images = [torch.rand(3, 96, 96), torch.rand(3, 96, 96)]
         return Example(model, (images,), training=((images, [target(), target()]), {}))
 
@@ -197,6 +124,10 @@ def detector(name: str) -> Builder:
         return made
 
     return build
+
+
+def _classes(name: str) -> dict[str, int]:
+    return {} if name.startswith("keypointrcnn") else {"num_classes": 7}
 
 
 def backbone(name: str) -> Builder:
@@ -216,8 +147,11 @@ def film(name: str) -> Builder:
     def build() -> Example:
         from torchvision import models
 
-        frames, size = {"s3d": (16, 64), "mvit_v1_b": (16, 224), "mvit_v2_s": (16, 224)}.get(name, (4, 48))
-        return Example(models.get_model(name, weights=None), (torch.randn(2, 3, frames, size, size),))
+        frames, size = {"s3d": (16, 224), "mvit_v1_b": (8, 64), "mvit_v2_s": (8, 64)}.get(name, (4, 48))
+        fixed = {"spatial_size": (size, size), "temporal_size": frames} if name.startswith("mvit") else {}
+        return Example(
+            models.get_model(name, weights=None, **fixed), (torch.randn(2, 3, frames, size, size),)
+        )
 
     return build
 
