@@ -3,7 +3,8 @@
 ``analyse(model, args, kwargs)`` is the way in; :mod:`dwindle.graph.inspect` prints what it found.
 """
 
-from dwindle.graph.analysis import Analysis, AxisInfo, analyse, capture
+from dwindle.graph.analysis import Analysis, AxisInfo, analyse
+from dwindle.graph.capture import capture
 from dwindle.graph.recorder import record
 from dwindle.graph.rules.registry import register_axis_rule
 

@@ -2,25 +2,22 @@
 
 from __future__ import annotations
 
-import contextlib
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
 import torch
-import torch.utils._pytree as pytree
 from torch import nn
 
-from dwindle.config.errors import CaptureError
 from dwindle.graph import axes as algebra
 from dwindle.graph.axes import LEAF, PRODUCT, Axis
 from dwindle.graph.blocks import Block, find_blocks
+from dwindle.graph.capture import capture
 from dwindle.graph.counts import CountSolver
 from dwindle.graph.exactness import inexact_leaves
 from dwindle.graph.own_sizes import observe_own_sizes
 from dwindle.graph.positions import Positions, positions
 from dwindle.graph.propagate import propagate
-from dwindle.graph.recorder import record
 from dwindle.graph.rules.registry import Scope
 from dwindle.graph.scales import Compensation, find_compensations
 from dwindle.graph.trace import Trace, Value
@@ -150,28 +147,6 @@ class Analysis:
         return free / total if total else 0.0
 
 
-def larger_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int = 2) -> tuple[Any, Any] | None:
-    """Return the inputs with dimension 0 of every tensor repeated to ``size``; None when they share no batch.
-
-    A batch of one hides merges of the batch with another axis.
-    """
-    flat, spec = pytree.tree_flatten((tuple(args), dict(kwargs)))
-    tensors = [item for item in flat if isinstance(item, torch.Tensor) and item.dim() > 0]
-    sizes = {tensor.shape[0] for tensor in tensors}
-    if len(sizes) != 1:
-        return None
-    own = sizes.pop()
-    if own == 0:
-        return None
-
-    def resize(item: Any) -> Any:
-        if not isinstance(item, torch.Tensor) or item.dim() == 0:
-            return item
-        return torch.cat([item] * -(-size // own))[:size]
-
-    return pytree.tree_unflatten([resize(item) for item in flat], spec)
-
-
 def analyse(
     model: nn.Module,
     args: tuple[Any, ...],
@@ -194,42 +169,7 @@ def analyse(
     """
     args, kwargs = tuple(args), dict(kwargs or {})
     traces, used_args, used_kwargs = capture(model, args, kwargs, training=training)
-    return analyse_traces(
-        traces, used_args, used_kwargs, prefer=prefer, notes=_capture_notes(traces, training)
-    )
-
-
-def capture(
-    model: nn.Module, args: tuple[Any, ...], kwargs: Mapping[str, Any], *, training: bool = True
-) -> tuple[list[Trace], tuple[Any, ...], dict[str, Any]]:
-    """Record evaluation and training mode; returns the traces and the inputs that were used."""
-    attempts: list[tuple[Any, Any]] = [(args, dict(kwargs))]
-    flat = [item for item in pytree.tree_leaves((args, dict(kwargs))) if isinstance(item, torch.Tensor)]
-    if any(tensor.dim() and tensor.shape[0] == 1 for tensor in flat):
-        larger = larger_batch(args, kwargs)
-        if larger is not None:
-            attempts.insert(0, larger)
-    failure: CaptureError | None = None
-    for own_args, own_kwargs in attempts:
-        try:
-            evaluation = record(model, own_args, own_kwargs)
-        except CaptureError as error:
-            failure = error
-            continue
-        traces = [evaluation]
-        if training:
-            with contextlib.suppress(CaptureError):
-                traces.append(
-                    record(model, own_args, own_kwargs, training=True, device=evaluation.executed_on)
-                )
-        return traces, tuple(own_args), dict(own_kwargs)
-    raise failure if failure is not None else CaptureError("no example inputs")
-
-
-def _capture_notes(traces: list[Trace], training: bool) -> list[str]:
-    if training and len(traces) == 1:
-        return ["training mode could not be recorded: parameters used only there are left alone"]
-    return []
+    return analyse_traces(traces, used_args, used_kwargs, prefer=prefer, notes=[])
 
 
 def analyse_traces(
@@ -298,7 +238,7 @@ def analyse_traces(
     by_axis = {info.axis: info for info in infos}
     _select(parameter_axes, traces, by_axis, prefer)
     candidates = [info.axis for info in infos if info.selected]
-    notes = list(notes)
+    notes = [*(note for trace in traces for note in trace.notes), *notes]
     for node in scope.unknown:
         notes.append(f"operator {node.name} at {node.where} is not followed; what it touches is frozen")
     solver = CountSolver(scope, equalities, candidates)

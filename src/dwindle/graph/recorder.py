@@ -29,10 +29,12 @@ from dwindle.graph.expressions import Dimension, Expression, TaggedFloat, Tagged
 from dwindle.graph.module_calls import ModuleCall, recorded_calls
 from dwindle.graph.stand_ins import assigned_tensors, attributes_kept, stand_ins, to_meta
 from dwindle.graph.tagging import tagged_integers
-from dwindle.graph.trace import Node, Trace, Value
+from dwindle.graph.trace import Choice, Node, Trace, Value
 
 _LIBRARY_FOLDERS = (torch.__path__[0] + os.sep, __file__.rsplit("graph", 1)[0])
 _SHAPE, _SIZE = torch.Tensor.shape, torch.Tensor.size
+_TRUTH = torch.Tensor.__bool__
+_NUMBERS = frozenset({torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__int__, torch.Tensor.__float__})
 
 
 class _Recording:
@@ -49,6 +51,8 @@ class _Recording:
         self.calls: list[ModuleCall] = []
         self.plain: list[tuple[str, Expression]] = []
         self.makes_tensor = False
+        self.choices: list[Choice] = []
+        self.turned: int | None = None
         self.lost_numbers = False
 
     def lose(self, expression: Expression) -> None:
@@ -118,6 +122,8 @@ class _Tagging(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is _SIZE or getattr(func, "__self__", None) is _SHAPE:
             return self._sizes(func, args, kwargs)
+        if func is _TRUTH or func in _NUMBERS:
+            return self._choice(func, args, kwargs)
         sizes: list[Expression] = []
         floats: list[Expression] = []
         for argument in args:
@@ -133,6 +139,12 @@ class _Tagging(TorchFunctionMode):
         finally:
             recording.sizes, recording.floats = before
             recording.makes_tensor = False
+
+    def _choice(self, func: Any, args: Any, kwargs: Any) -> Any:
+        choices = self.recording.choices
+        choices.append(Choice(_where(), func is _TRUTH))
+        result = func(*args, **kwargs)
+        return not result if func is _TRUTH and len(choices) - 1 == self.recording.turned else result
 
     def _sizes(self, func: Any, args: Any, kwargs: Any) -> Any:
         tensor = args[0]
@@ -264,6 +276,7 @@ def record(
     *,
     training: bool = False,
     device: str | None = None,
+    turned: int | None = None,
 ) -> Trace:
     """Run ``model`` once and return what it did.
 
@@ -276,6 +289,7 @@ def record(
         training: Record in training mode (branches that exist only there); evaluation mode otherwise.
         device: ``"meta"`` to record without computing, ``"real"`` to run on the real values; None tries ``meta``
             first.
+        turned: Number of a choice by value (see :attr:`Trace.choices`) that goes the other way.
 
     Raises:
         CaptureError: The model itself fails on the inputs.
@@ -284,7 +298,7 @@ def record(
     failure: Exception | None = None
     for attempt in attempts:
         try:
-            return _record_once(model, tuple(args), dict(kwargs or {}), training, attempt)
+            return _record_once(model, tuple(args), dict(kwargs or {}), training, attempt, turned)
         except Exception as error:
             failure = error
     raise CaptureError(
@@ -298,8 +312,11 @@ def _restore_modes(modes: dict[nn.Module, bool]) -> None:
         module.training = mode
 
 
-def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, device: str) -> Trace:
+def _record_once(
+    model: nn.Module, args: Any, kwargs: Any, training: bool, device: str, turned: int | None
+) -> Trace:
     recording = _Recording()
+    recording.turned = turned
     modes = {module: module.training for module in model.modules()}
     if device == "meta":
         replace: Callable[[torch.Tensor], torch.Tensor] = to_meta
@@ -377,4 +394,5 @@ def _record_once(model: nn.Module, args: Any, kwargs: Any, training: bool, devic
         recording.calls,
         recording.plain,
         assigned,
+        recording.choices,
     )

@@ -113,6 +113,19 @@ def values_in(argument: Any) -> Iterator[Value]:
             yield from values_in(item)
 
 
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A place where Python read the value of a tensor.
+
+    Attributes:
+        where: Source line.
+        free: Whether it was read as true or false, so that the other way can be tried.
+    """
+
+    where: str
+    free: bool
+
+
 @dataclass(slots=True)
 class Trace:
     """A recording of one forward pass.
@@ -134,6 +147,8 @@ class Trace:
         plain: Source line and expression of tagged numbers whose tag was lost: what became of them is not known.
         assigned: What the forward pass put in the place of a plain tensor attribute (an old-style weight norm puts
             the weight there), by name.
+        choices: Where Python read values of tensors, in order.
+        notes: What the user should know about the recording.
     """
 
     nodes: list[Node]
@@ -151,6 +166,8 @@ class Trace:
     calls: list[ModuleCall] = field(default_factory=list)
     plain: list[tuple[str, Expression]] = field(default_factory=list)
     assigned: dict[str, Value] = field(default_factory=dict)
+    choices: list[Choice] = field(default_factory=list)
+    notes: list[str] = field(default_factory=list)
 
     def live_nodes(self, *, sizes: bool = False) -> list[Node]:
         """Return the nodes that the outputs depend on; calls that change a tensor in place always count.

@@ -12,8 +12,9 @@ from torch import nn
 
 from dwindle import simulate
 from dwindle.config.errors import ConfigError
-from dwindle.graph.analysis import Analysis, analyse_traces, capture
+from dwindle.graph.analysis import Analysis, analyse_traces
 from dwindle.graph.axes import Axis
+from dwindle.graph.capture import capture
 from dwindle.graph.counts import CountSolver
 from dwindle.graph.positions import kept_positions
 from dwindle.graph.trace import Trace

@@ -11,7 +11,8 @@ import torch
 from torch import nn
 
 from dwindle.config.errors import ConfigError
-from dwindle.graph.analysis import Analysis, AxisInfo, analyse_traces, capture
+from dwindle.graph.analysis import Analysis, AxisInfo, analyse_traces
+from dwindle.graph.capture import capture
 from dwindle.pruning.importance import IMPORTANCES
 from dwindle.realize.choose import (
     Criterion,

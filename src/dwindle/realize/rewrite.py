@@ -108,7 +108,7 @@ def rewrite(source: nn.Module, analysis: Analysis, keep: dict[Axis, torch.Tensor
     """
     constants: dict[str, torch.Tensor] = {}
     functions = []
-    traces = analysis.traces[:2]
+    traces = [analysis.trace, *(trace for trace in analysis.traces[1:2] if trace.training)]
     for trace in traces:
         try:
             functions.append(_emit(analysis, trace, keep, constants, next(source.parameters()).device))

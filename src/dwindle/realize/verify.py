@@ -19,8 +19,9 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dwindle import simulate
 from dwindle.config.errors import RealizeError
-from dwindle.graph.analysis import Analysis, larger_batch
+from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
+from dwindle.graph.capture import larger_batch
 from dwindle.graph.recorder import main_outputs
 from dwindle.graph.stand_ins import copied
 from dwindle.realize.replay import Replay, eager_call
