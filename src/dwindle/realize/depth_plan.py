@@ -47,7 +47,10 @@ def write_blocks(
     depth = _plan(model, analysis, blocks, delete)
     plan.blocks, plan.lists = depth.blocks, depth.lists
     plan.attributes = [*plan.attributes, *depth.attributes]
-    plan.cuts = [*depth.cuts, *(entry for entry in plan.cuts if entry["kind"] != "block")]
+    gone = tuple(f"{block.path}." for block in blocks)
+    others = [entry for entry in plan.cuts if entry["kind"] != "block"]
+    inside = [entry for entry in others if all(place.startswith(gone) for place in entry["parameters"])]
+    plan.cuts = [*depth.cuts, *(entry for entry in others if entry not in inside)]
     return depth
 
 

@@ -115,13 +115,16 @@ def prune(
         )
         gone = tuple(f"{block.path}." for block in blocks)
         slots = {name: held for name, held in slots.items() if not name.startswith(gone)}
-        infos = [info for info in infos if any(name in slots for name, _ in info.parameter_dims)]
-    scores = axis_scores(analysis, infos, slots, criterion)
+    # axes of removed blocks follow the others, because sizes may have to agree with theirs
+    lost = [info for info in infos if not any(name in slots for name, _ in info.parameter_dims)]
+    infos = [info for info in infos if info not in lost]
+    scores = axis_scores(analysis, [*infos, *lost], slots, criterion)
 
     def counts_at(own_ratio: float) -> dict:
+        others = local_counts(lost, own_ratio, ratios or {})
         if scope == "global":
-            return global_counts(infos, own_ratio, scores, largest_ratio)
-        return local_counts(infos, own_ratio, ratios or {})
+            return {**others, **global_counts(infos, own_ratio, scores, largest_ratio)}
+        return {**others, **local_counts(infos, own_ratio, ratios or {})}
 
     if target is not None and infos:
         ((name, share),) = target.items()
@@ -132,7 +135,7 @@ def prune(
         counts = solver.solve(counts_at(float(ratio or 0.0)), round_to)
     keep = {
         info.axis: best_indices(scores[info.axis], counts[info.axis])
-        for info in infos
+        for info in [*infos, *lost]
         if counts[info.axis] < info.size
     }
     chosen = time.perf_counter() - started
