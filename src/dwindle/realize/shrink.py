@@ -240,6 +240,9 @@ def shrink(
 
         verification = prove_depth(model, analysis, plan, depth, blocks, proven, notes)
         verification.seconds = seconds["prove"] = time.perf_counter() - started
+    stand_ins = [removal.path for removal in plan.blocks if not removal.deleted]
+    if stand_ins:
+        notes.append(f"a pass-through stands in the place of {', '.join(stand_ins)}, which the code counts on")
     started = time.perf_counter()
     body = copied(model) if rewritten else model
     twins = list(zip(model.parameters(), body.parameters(), strict=True)) if rewritten else []
