@@ -95,6 +95,9 @@ class CountSolver:
             self._keep(expression, node.where, seen)
         for where, expression in scope.plain:
             self._keep(expression, where, seen)
+        for axis, multiple, where in scope.aligned:
+            rest = Operation("mod", (Dimension(_Sized(axis), 0), multiple))
+            self.constraints.append(Constraint(rest, 0, 1, where))
         for constraint in self.constraints:
             constraint.leaves = self._leaves(constraint)
         self.constraints = [constraint for constraint in self.constraints if constraint.leaves]

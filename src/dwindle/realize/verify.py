@@ -75,6 +75,8 @@ class _Widened(TorchDispatchMode):
         kwargs = {key: widen(argument) for key, argument in (kwargs or {}).items()}
         if func is torch.ops.aten.conv2d.default and len(args) > 6 and args[6] == args[1].shape[0] > 1:
             return depthwise_convolution(*args)
+        if func is torch.ops.aten._grouped_mm.default and args[0].dtype is torch.float64:
+            return grouped_product(*args, **kwargs)
         return func(*args, **kwargs)
 
 
@@ -121,6 +123,41 @@ def depthwise_convolution(
     return result if bias is None else result + bias.view(1, -1, 1, 1)
 
 
+def grouped_product(
+    left: torch.Tensor,
+    right: torch.Tensor,
+    offs: torch.Tensor | None = None,
+    bias: torch.Tensor | None = None,
+    out_dtype: torch.dtype | None = None,
+) -> torch.Tensor:
+    """Product of rows, sorted by group, with one matrix a group: torch's own has no float64.
+
+    Args:
+        left: (rows, in) or (groups, rows, in).
+        right: (groups, in, out) or (in, out).
+        offs: Where each group ends.
+        bias: Added to the result.
+        out_dtype: Not used: everything is float64.
+    """
+    if offs is None:
+        result = left @ right
+    else:
+        ends = offs.tolist()
+        spans = list(zip([0, *ends[:-1]], ends, strict=True))
+        rows, columns = left.shape[-2], right.shape[-1]
+        if left.dim() == 2 and right.dim() == 2:
+            result = torch.stack([left[:, a:b] @ right[a:b] for a, b in spans])
+        elif left.dim() == 2:
+            result = left.new_zeros(rows, columns)
+            for number, (a, b) in enumerate(spans):
+                result[a:b] = left[a:b] @ right[number]
+        else:
+            result = left.new_zeros(rows, columns)
+            for number, (a, b) in enumerate(spans):
+                result[:, a:b] = left[number] @ right[:, a:b]
+    return result if bias is None else result + bias
+
+
 @contextmanager
 def precise(dtype: torch.dtype) -> Iterator[None]:
     """Run in ``dtype``: factory functions and casts follow; no gradients; random state kept."""
@@ -129,7 +166,7 @@ def precise(dtype: torch.dtype) -> Iterator[None]:
     try:
         torch.set_default_dtype(dtype)
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.inference_mode():
+        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
             if dtype is torch.float64:
                 with _Widened():
                     yield
@@ -197,6 +234,7 @@ def outputs_of(
     results: list[list[torch.Tensor] | None] = []
     with precise(dtype):
         for number, (args, kwargs) in enumerate(variants):
+            torch.manual_seed(0)  # the same noise for every model that draws some
             try:
                 output = model(*_copies(args), **_copies(kwargs))
             except Exception:
@@ -247,6 +285,7 @@ def replayed(
         for variant in variants:
             replay = Replay(analysis, analysis.trace, keep, small=False, call=eager_call, device=device)
             inputs = [item for item in pytree.tree_leaves(_copies(variant)) if isinstance(item, torch.Tensor)]
+            torch.manual_seed(0)
             flat = replay.run(lambda name: slots[name], inputs)
             results.append([tensor.clone() for tensor in flat])
     return results

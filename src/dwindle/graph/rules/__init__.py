@@ -1,10 +1,12 @@
 """One small rule an operator family: how the axes of its results follow from the axes of its arguments."""
 
 from dwindle.graph.rules import (
+    aliases,
     contraction,
     creation,
     distance,
     elementwise,
+    experts,
     indexing,
     normalization,
     products,
@@ -16,10 +18,12 @@ from dwindle.graph.rules import (
 from dwindle.graph.rules.registry import register_axis_rule, rule_for
 
 __all__ = [
+    "aliases",
     "contraction",
     "creation",
     "distance",
     "elementwise",
+    "experts",
     "indexing",
     "normalization",
     "products",

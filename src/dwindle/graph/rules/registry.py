@@ -61,6 +61,7 @@ class Scope:
     unknown: list[Node] = field(default_factory=list)
     heads: list[Axis] = field(default_factory=list)
     head_widths: list[Axis] = field(default_factory=list)
+    aligned: list[tuple[Axis, int, str]] = field(default_factory=list)
     literals_bind: bool = True
     node: Node | None = None
 
@@ -81,6 +82,11 @@ class Scope:
     def leaf(self, size: int, frozen: str | None = None) -> Axis:
         """Return a new axis."""
         return algebra.leaf(size, frozen, self.where if frozen else None)
+
+    def align(self, axis: Axis, multiple: int) -> None:
+        """State that the size of ``axis`` must stay a multiple, as kernels ask for; not where it is none now."""
+        if axis.size % multiple == 0:
+            self.aligned.append((axis, multiple, self.where))
 
     def mix(self, axes: Iterable[Axis], *, exact_on_zeros: bool = False) -> None:
         """Note that the current call combines the indices of ``axes``."""
