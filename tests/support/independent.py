@@ -9,6 +9,7 @@ shift of a norm carry the same axis and are zero already.
 from __future__ import annotations
 
 import copy
+import dataclasses
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -271,7 +272,16 @@ def _run(model: nn.Module, args: Any, kwargs: Any, seed: int = 0) -> list[torch.
             output = [
                 held for key, held in output.items() if "logits" in key or "pred" in key or key == "loss"
             ]
-        return [item.clone() for item in pytree.tree_leaves(output) if isinstance(item, torch.Tensor)]
+        return [item.clone() for item in _tensors(output)]
+
+
+def _tensors(tree: Any) -> Iterator[torch.Tensor]:
+    for item in pytree.tree_leaves(tree):
+        if isinstance(item, torch.Tensor):
+            yield item
+        elif dataclasses.is_dataclass(item) and not isinstance(item, type):
+            for entry in dataclasses.fields(item):
+                yield from _tensors(getattr(item, entry.name))
 
 
 def _difference(expected: list[torch.Tensor], found: list[torch.Tensor]) -> float:

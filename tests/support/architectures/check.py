@@ -21,6 +21,7 @@ from torch import nn
 
 import dwindle as dw
 from dwindle.config.errors import DwindleError
+from dwindle.graph.stand_ins import copied
 from support.architectures.example import Builder, Example
 from support.independent import compare
 
@@ -132,7 +133,7 @@ def check(name: str, *, independent: bool = True, onnx: bool = True) -> Row:
     row.note = example.note
     row.seconds["build"] = time.perf_counter() - started
     row.parameters = sum(parameter.numel() for parameter in example.model.parameters())
-    original = copy.deepcopy(example.model)
+    original = copied(example.model)
     result = _prune(example, row)
     if result is not None:
         small = result.model
@@ -302,5 +303,7 @@ def _independent(original: nn.Module, example: Example, row: Row) -> None:
         return
     found = compare(original, result.model, result.plan.to_json()["keep"], example, training=False)
     row.independent_difference, row.independent_moved = found.difference, found.moved
+    if not found.moved > 0:
+        raise RuntimeError("masking moved no output: the comparison says nothing")
     if not found.difference <= EQUAL["float64"]:
         raise RuntimeError(f"the eager masked copy differs by {found.difference:.3g}")
