@@ -12,86 +12,102 @@ that was interrupted goes on where it stopped. ``--again failed`` repeats the fa
 from __future__ import annotations
 
 import argparse
+import contextlib
 import json
+import multiprocessing
 import os
 import resource
-import subprocess
 import sys
 import tempfile
 import time
 from collections.abc import Iterator
+from dataclasses import dataclass, field
+from multiprocessing.connection import Connection
+from multiprocessing.process import BaseProcess
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).resolve().parent
 os.environ.setdefault("HF_HUB_OFFLINE", "1")
+os.environ["OMP_NUM_THREADS"] = "1"
 sys.path[:0] = [str(HERE.parent / "tests"), str(HERE)]
 
 RESULTS = HERE / "results" / "zoo.jsonl"
 GIBIBYTE = 2**30
 
 
-def child(name: str, memory: float, onnx: bool) -> None:
-    """Check one model in this process and print its row as the last line."""
+def child(name: str, memory: float, onnx: bool, results: Connection, errors: str) -> None:
+    """Check one model in this process and send its row."""
     resource.setrlimit(resource.RLIMIT_DATA, (int(memory * GIBIBYTE), -1))
-    from support import torchvision_shim
-
-    torchvision_shim.install()
+    with open(errors, "w") as file:
+        os.dup2(file.fileno(), 1)
+        os.dup2(file.fileno(), 2)
     from support.architectures.check import check
 
-    print(json.dumps(check(name, onnx=onnx).to_json()))
+    results.send(check(name, onnx=onnx).to_json())
 
 
-def launch(name: str, options: argparse.Namespace) -> tuple[subprocess.Popen[str], Any, Any]:
-    """Start the process of one model; its output goes to files, so that a full pipe cannot stop it."""
-    output, errors = tempfile.TemporaryFile("w+"), tempfile.TemporaryFile("w+")
-    command = [sys.executable, __file__, "--child", name, "--memory", str(options.memory)]
-    if options.no_onnx:
-        command.append("--no-onnx")
-    environment = {**os.environ, "OMP_NUM_THREADS": "1"}
-    process = subprocess.Popen(command, stdout=output, stderr=errors, text=True, env=environment)
-    return process, output, errors
+@dataclass
+class Running:
+    """A model that is being checked in a process of its own."""
 
+    name: str
+    process: BaseProcess
+    results: Connection
+    errors: Path
+    started: float = field(default_factory=time.monotonic)
 
-def row_of(
-    name: str, process: Any, output: Any, errors: Any, seconds: float, timed_out: bool
-) -> dict[str, Any]:
-    """Return the row that a process printed, or one that says how it ended."""
-    output.seek(0)
-    lines = output.read().splitlines()
-    if process.returncode == 0 and lines and lines[-1].startswith("{"):
-        row: dict[str, Any] = json.loads(lines[-1])
-    else:
-        errors.seek(0)
-        last = errors.read().strip().splitlines()[-1:]
-        why = (
-            f"no end after {seconds:.0f} s"
-            if timed_out
-            else f"exit {process.returncode}: {' '.join(last)[:300]}"
-        )
-        row = {"model": name, "passes": False, "failures": {"process": why}}
-    row["seconds"] = {**row.get("seconds", {}), "all": seconds}
-    return row
+    @classmethod
+    def start(cls, name: str, options: argparse.Namespace, directory: str) -> Running:
+        """Fork it from a server that has imported the libraries already."""
+        context = multiprocessing.get_context("forkserver")
+        ours, theirs = context.Pipe(duplex=False)
+        errors = Path(directory) / name.replace("/", "_")
+        arguments = (name, options.memory, not options.no_onnx, theirs, str(errors))
+        process = context.Process(target=child, args=arguments)
+        process.start()
+        theirs.close()
+        return cls(name, process, ours, errors)
+
+    def row(self, limit: float) -> dict[str, Any] | None:
+        """Return its row, or one that says how it ended; None while it runs."""
+        seconds = time.monotonic() - self.started
+        found: dict[str, Any] | None = None
+        if self.results.poll():
+            with contextlib.suppress(EOFError):
+                found = self.results.recv()
+            self.process.join()
+        elif self.process.is_alive():
+            if seconds < limit:
+                return None
+            self.process.kill()
+            self.process.join()
+            found = self._failure(f"no end after {seconds:.0f} s")
+        if found is None:
+            last = self.errors.read_text().strip().splitlines()[-1:] if self.errors.exists() else []
+            found = self._failure(f"exit {self.process.exitcode}: {' '.join(last)[:300]}")
+        found["seconds"] = {**found.get("seconds", {}), "all": seconds}
+        return found
+
+    def _failure(self, why: str) -> dict[str, Any]:
+        return {"model": self.name, "passes": False, "failures": {"process": why}}
 
 
 def sweep(wanted: list[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Run the models, ``--jobs`` at a time, and yield each row as its process ends."""
+    multiprocessing.get_context("forkserver").set_forkserver_preload(["zoo_libraries"])
     waiting = list(wanted)
-    running: dict[str, tuple[Any, Any, Any, float]] = {}
-    while waiting or running:
-        while waiting and len(running) < options.jobs:
-            name = waiting.pop(0)
-            running[name] = (*launch(name, options), time.monotonic())
-        for name, (process, output, errors, started) in list(running.items()):
-            seconds = time.monotonic() - started
-            timed_out = process.poll() is None and seconds > options.limit
-            if timed_out:
-                process.kill()
-                process.wait()
-            if process.poll() is not None:
-                del running[name]
-                yield row_of(name, process, output, errors, seconds, timed_out)
-        time.sleep(0.1)
+    running: list[Running] = []
+    with tempfile.TemporaryDirectory() as directory:
+        while waiting or running:
+            while waiting and len(running) < options.jobs:
+                running.append(Running.start(waiting.pop(0), options, directory))
+            for own in list(running):
+                row = own.row(options.limit)
+                if row is not None:
+                    running.remove(own)
+                    yield row
+            time.sleep(0.05)
 
 
 def read_results(path: Path) -> dict[str, dict[str, Any]]:
@@ -118,11 +134,7 @@ def main() -> None:
     parser.add_argument(
         "--tables", action="store_true", help="write the tables from the results, run nothing"
     )
-    parser.add_argument("--child", help=argparse.SUPPRESS)
     options = parser.parse_args()
-    if options.child:
-        child(options.child, options.memory, not options.no_onnx)
-        return
     if options.tables:
         import zoo_tables
 
@@ -153,12 +165,13 @@ def line(row: dict[str, Any]) -> str:
     """One line for the person who watches."""
     if "left" not in row:
         return f"{row['model']}: FAIL {row['failures']}"
-    proof, own = row["proof_difference"], row["independent_difference"]
+    how = {True: "in place", False: "rewritten", None: "nothing cut"}[row["in_place"]]
+    proofs = [row["proof_difference"], row["independent_difference"]]
+    differences = ", ".join("-" if found is None else f"{found:.0e}" for found in proofs)
     return (
-        f"{row['model']}: {'ok' if row['passes'] else 'FAIL'} left {row['left']:.2f} prunable {row['prunable_share']:.2f} "
-        f"{'in place' if row['in_place'] else 'rewritten' if row['in_place'] is False else 'nothing cut'} "
-        f"proof {'-' if proof is None else format(proof, '.0e')} independent {'-' if own is None else format(own, '.0e')} "
-        f"{row['seconds']['all']:.0f} s {row['failures'] or ''}"
+        f"{row['model']}: {'ok' if row['passes'] else 'FAIL'}, left {row['left']:.2f}, "
+        f"prunable {row['prunable_share']:.2f}, {how}, differences {differences}, {row['seconds']['all']:.0f} s "
+        f"{row['failures'] or ''}"
     )
 
 

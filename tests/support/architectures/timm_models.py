@@ -122,13 +122,7 @@ OPTIONS: dict[str, dict[str, Any]] = {
 
 #: Side of the images of models that take any size; others run at the size of their configuration.
 SIDE = 128
-SIDES = {
-    "csatv2": 512,
-    "naflexvit_base_patch16_parfac_gap": 128,
-    "tresnet_m": 128,
-    "nasnetalarge": 160,
-    "pnasnet5large": 160,
-}
+SIDES = {"csatv2": 512, "halonet_h1": 256, "nasnetalarge": 160, "pnasnet5large": 160}
 
 
 def create(name: str) -> Builder:

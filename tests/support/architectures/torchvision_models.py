@@ -98,7 +98,10 @@ def detector(name: str) -> Builder:
 
         torchvision_operators.install()
         extra: dict[str, Any] = {"num_keypoints": 5} if name.startswith("keypointrcnn") else {}
-        if "rcnn" in name:  # random weights propose boxes everywhere
+        extra["box_score_thresh" if "rcnn" in name else "score_thresh"] = (
+            0.0  # random weights are sure of nothing
+        )
+        if "rcnn" in name:
             extra |= {
                 "rpn_post_nms_top_n_test": 20,
                 "rpn_post_nms_top_n_train": 20,
