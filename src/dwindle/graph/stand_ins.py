@@ -15,6 +15,9 @@ _Model = TypeVar("_Model", bound=nn.Module)
 #: Under this name simulators keep their state on a module; it is no part of the model.
 RESERVED = "_dwindle"
 
+#: Dictionaries and lists that every module has.
+_TORCHS_OWN = frozenset(vars(nn.Module()))
+
 
 def modules_of(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Yield the named modules of a model without those of simulators."""
@@ -77,11 +80,23 @@ def stand_ins(model: nn.Module, replace: Callable[[torch.Tensor], torch.Tensor])
 
 @contextmanager
 def attributes_kept(model: nn.Module) -> Iterator[None]:
-    """Restore on exit what a forward pass assigned to its modules (``self.features = x``, counters)."""
+    """Restore on exit what a forward pass assigned to its modules (``self.features = x``, counters, caches)."""
     before = [(module, dict(vars(module))) for module in model.modules()]
+    contents = [
+        (held, held.copy())
+        for _, saved in before
+        for key, held in saved.items()
+        if type(held) in (dict, list) and key not in _TORCHS_OWN
+    ]
     try:
         yield
     finally:
+        for held, items in contents:
+            if type(held) is dict and held.keys() != items.keys():
+                held.clear()
+                held.update(items)
+            elif type(held) is list and len(held) != len(items):
+                held[:] = items
         for module, saved in before:
             fields = vars(module)
             for key in [key for key in fields if key not in saved]:

@@ -23,7 +23,7 @@ from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
 from dwindle.graph.capture import larger_batch
 from dwindle.graph.recorder import main_outputs
-from dwindle.graph.stand_ins import copied
+from dwindle.graph.stand_ins import attributes_kept, copied
 from dwindle.realize.replay import Replay, eager_call
 
 #: Above this many parameter elements the proof runs in float32.
@@ -236,7 +236,8 @@ def outputs_of(
         for number, (args, kwargs) in enumerate(variants):
             torch.manual_seed(0)  # the same noise for every model that draws some
             try:
-                output = model(*_copies(args), **_copies(kwargs))
+                with attributes_kept(model):
+                    output = model(*_copies(args), **_copies(kwargs))
             except Exception:
                 if number == len(variants) - 1 and not any(results):
                     raise

@@ -31,6 +31,8 @@ def batch_norm(node: Node, scope: Scope) -> None:
     for value in others:
         if len(value.axes) == 1:
             scope.unify(value.axes[0], channels)
+    if node.argument("training") or node.argument("use_input_stats"):
+        scope.mix([data.axes[0], *data.axes[2:]])  # standardised weights: the sum runs over their inputs
     _outputs(node, data, scope)
 
 
