@@ -146,7 +146,10 @@ def _stand_in(removal: BlockRemoval, entry: nn.Module | None) -> nn.Module:
     if removal.source is None or removal.structure is None:
         raise RealizeError(f"nothing can stand in for {removal.path!r}")
     stand_in = PassThrough(removal.source, removal.structure)
-    stand_in.training = entry.training if entry is not None else True
+    own = vars(stand_in)
+    for key, held in vars(entry).items() if entry is not None else []:
+        if key == "training" or (key not in own and isinstance(held, str | int | float)):
+            own[key] = held  # what the code around reads of a block, such as its kind
     return stand_in
 
 
