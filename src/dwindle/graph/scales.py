@@ -238,14 +238,3 @@ def _freeze_defaults(entries: Sequence[tuple[Node, Expression]], scope: Scope) -
     for node, _ in entries:
         if base_name(node) == _ATTENTION and node.argument("scale") is None:
             algebra.freeze(next(node.inputs()).axes[-1], NO_PLACE, node.where)
-
-
-def stored_scales(scope: Scope) -> dict[Attribute, list[Scale]]:
-    """Factors that were stored as numbers when the model was built, by the attribute that holds them."""
-    found: dict[Attribute, list[Scale]] = {}
-    for node, expression in scope.scales:
-        if isinstance(expression, Attribute) and isinstance(expression.number, float):
-            scale = scale_of(node, expression)
-            if scale is not None:
-                found.setdefault(expression, []).append(scale)
-    return found

@@ -26,7 +26,7 @@ class AttributeChange:
     owner: str
     key: str
     index: int | None
-    old: int | float
+    old: int | float | None
     new: int | float
 
 
@@ -43,6 +43,7 @@ class Plan:
         scales: Numbers computed from sizes that change, and the parameters that were multiplied to make up for it.
         blocks: Residual blocks that go.
         lists: Settings with one entry a block that lose the entries of removed blocks.
+        settings: Numbers that only describe the small model (its config), changed when all else is done.
     """
 
     keep: dict[str, dict[int, torch.Tensor]] = field(default_factory=dict)
@@ -53,6 +54,7 @@ class Plan:
     scales: list[dict[str, Any]] = field(default_factory=list)
     blocks: list[BlockRemoval] = field(default_factory=list)
     lists: list[ListCut] = field(default_factory=list)
+    settings: list[AttributeChange] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
         """Return the plan as JSON-ready data."""
@@ -71,6 +73,7 @@ class Plan:
             "scales": list(self.scales),
             "blocks": [asdict(block) for block in self.blocks],
             "lists": [asdict(change) for change in self.lists],
+            "settings": [asdict(change) for change in self.settings],
         }
 
     @classmethod
@@ -88,6 +91,7 @@ class Plan:
             scales=list(data.get("scales", [])),
             blocks=[BlockRemoval(**block) for block in data.get("blocks", [])],
             lists=[ListCut(**change) for change in data.get("lists", [])],
+            settings=[AttributeChange(**change) for change in data.get("settings", [])],
         )
 
     def is_empty(self) -> bool:

@@ -57,23 +57,40 @@ def plan_scalings(
             continue
         own = scalings_of(compensation.places, new / old)
         found += own
-        enter(plan, own, analysis, describe(compensation.expression), old, new)
+        enter(plan, own, describe(compensation.expression), old, new)
+    for scaling in found:
+        # parameters that lose nothing are replaced all the same, so that undoing works
+        if scaling.parameter not in plan.keep:
+            plan.keep[scaling.parameter] = {
+                0: torch.arange(analysis.parameter_axes[scaling.parameter][0].size)
+            }
     return found
 
 
-def enter(
-    plan: Plan, scalings: list[Scaling], analysis: Analysis, label: str, old: float, new: float
-) -> None:
-    """Write scalings into a plan. Parameters that lose nothing are replaced all the same, so that undoing works."""
+def enter(plan: Plan, scalings: list[Scaling], label: str, old: float, new: float) -> None:
+    """Write scalings into a plan."""
     names = sorted({scaling.parameter for scaling in scalings})
     plan.scales.append({"number": label, "old": old, "new": new, "parameters": names})
-    for name in names:
-        if name not in plan.keep:
-            plan.keep[name] = {0: torch.arange(analysis.parameter_axes[name][0].size)}
 
 
-def apply_scalings(model: nn.Module, plan: Plan, scalings: list[Scaling]) -> None:
+def after_cut(scaling: Scaling, keep: Mapping[str, Mapping[int, torch.Tensor]]) -> torch.Tensor:
+    """Elements of a scaling that are still there."""
+    elements = scaling.elements
+    for dim, index in keep.get(scaling.parameter, {}).items():
+        if elements.shape[dim] != 1:
+            elements = elements.index_select(dim, index)
+    return elements
+
+
+def apply_scalings(
+    model: nn.Module, keep: Mapping[str, Mapping[int, torch.Tensor]], scalings: list[Scaling]
+) -> None:
     """Multiply the parameters of an already cut model.
+
+    Args:
+        model: The model.
+        keep: What was kept of each parameter.
+        scalings: What to multiply.
 
     Raises:
         RealizeError: The model has no such parameter.
@@ -83,9 +100,6 @@ def apply_scalings(model: nn.Module, plan: Plan, scalings: list[Scaling]) -> Non
         if scaling.parameter not in slots:
             raise RealizeError(f"the model has no parameter {scaling.parameter!r} to take up a scale")
         tensor = _held(*slots[scaling.parameter][0])
-        elements = scaling.elements
-        for dim, index in plan.keep.get(scaling.parameter, {}).items():
-            if elements.shape[dim] != 1:
-                elements = elements.index_select(dim, index)
+        elements = after_cut(scaling, keep)
         factor = torch.ones(elements.shape, dtype=torch.float64).masked_fill_(elements, scaling.factor)
         tensor.data.mul_(factor.to(device=tensor.device, dtype=tensor.dtype))

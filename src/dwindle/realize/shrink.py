@@ -17,6 +17,7 @@ from dwindle.graph.blocks import Block
 from dwindle.graph.counts import CountSolver
 from dwindle.graph.positions import kept_positions
 from dwindle.graph.stand_ins import copied
+from dwindle.realize.configuration import Configuration, blueprint_of, configure
 from dwindle.realize.depth import zero_branches
 from dwindle.realize.depth_plan import write_blocks
 from dwindle.realize.depth_proof import prove_depth
@@ -43,6 +44,7 @@ class ShrinkResult:
         parameters_after: Number after.
         seconds: Wall time of each step: ``capture``, ``analyse``, ``shrink``, ``prove``.
         notes: What the user should know.
+        configuration: Whether the model's own config describes it; None for models that have none.
     """
 
     model: nn.Module
@@ -53,6 +55,7 @@ class ShrinkResult:
     parameters_after: int
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
+    configuration: Configuration | None = None
 
     @property
     def frozen(self) -> list[dict[str, Any]]:
@@ -106,6 +109,7 @@ class ShrinkResult:
             "verification": self.verification.to_json() if self.verification else None,
             "seconds": self.seconds,
             "notes": self.notes,
+            "configuration": self.configuration.to_json() if self.configuration else None,
         }
 
 
@@ -242,8 +246,11 @@ def shrink(
         verification.seconds = seconds["prove"] = time.perf_counter() - started
     stand_ins = [removal.path for removal in plan.blocks if not removal.deleted]
     if stand_ins:
-        notes.append(f"a pass-through stands in the place of {', '.join(stand_ins)}, which the code counts on")
+        notes.append(
+            f"a pass-through stands in the place of {', '.join(stand_ins)}, which the code counts on"
+        )
     started = time.perf_counter()
+    blueprint = None if rewritten or plan.is_empty() else blueprint_of(model)
     body = copied(model) if rewritten else model
     twins = list(zip(model.parameters(), body.parameters(), strict=True)) if rewritten else []
     owned = list(body.parameters()) if depth.blocks else []
@@ -256,6 +263,13 @@ def shrink(
         added = [body.get_submodule(path).bias for path in plan.biases]
         carry_over(optimizer, replaced, added, dropped)  # type: ignore[arg-type]
     seconds["shrink"] = seconds.pop("plan") + time.perf_counter() - started
+    configuration = None
+    if blueprint is not None:
+        started = time.perf_counter()
+        counts = {leaf: int(chosen.sum()) for leaf, chosen in keep.items()}
+        configuration = configure(small, blueprint, analysis, solver, plan, counts, verify=verify)
+        notes.append(configuration.note())
+        seconds["configure"] = time.perf_counter() - started
     for entry in history.history(model) if rewritten else []:
         history.record(small, entry)
     history.record(small, {"kind": "shrink", "plan": plan.to_json()})
@@ -268,6 +282,7 @@ def shrink(
         count_parameters(small),
         seconds,
         [*analysis.notes, *notes],
+        configuration,
     )
 
 
@@ -284,7 +299,7 @@ def _cut(
     prepare(model)
     folded = _fold(model, biases)
     replaced, undo = cut(model, plan)
-    apply_scalings(model, plan, scalings)
+    apply_scalings(model, plan.keep, scalings)
     if not plan.rewritten:
         drop_blocks(model, plan, undo)
     for old, new in folded.items():

@@ -6,7 +6,8 @@ an interrupted or refuted operation leaves the model exactly as it was.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+import copy
+from collections.abc import Callable, Iterable, Mapping
 from functools import partial
 from typing import Any
 
@@ -15,7 +16,8 @@ from torch import nn
 
 from dwindle.config.errors import RealizeError
 from dwindle.graph.stand_ins import modules_of, user_name
-from dwindle.realize.depth import remove_blocks
+from dwindle.graph.tagging import config_objects
+from dwindle.realize.depth import ListCut, remove_blocks
 from dwindle.realize.plan import AttributeChange, Plan
 from dwindle.realize.standard_modules import standard_attributes
 
@@ -99,6 +101,7 @@ def cut(
 
     try:
         modules: dict[int, nn.Module] = {}
+        own_settings(model, [*plan.attributes, *plan.lists], steps)
         _add_biases(model, plan, steps, modules)
         slots = tensor_slots(model)
         _check(model, plan, slots)
@@ -175,6 +178,37 @@ def _owner(model: nn.Module, path: str) -> Any:
     return owner
 
 
+def own_settings(model: nn.Module, changes: Iterable[AttributeChange | ListCut], steps: list[Undo]) -> None:
+    """Give a model copies of its configs, if any of them is to change: the caller may build others from his."""
+    if not any(not isinstance(_owner(model, change.owner), nn.Module) for change in changes):
+        return
+    memo: dict[int, Any] = {}
+    for module in model.modules():
+        fields = vars(module)
+        for key, held in list(config_objects(module)):
+            fields[key] = copy.deepcopy(held, memo)
+            steps.append(partial(fields.__setitem__, key, held))
+
+
+def apply_settings(model: nn.Module, changes: Iterable[AttributeChange]) -> Undo:
+    """Change numbers of modules and configs, in place; returns a function that takes it back."""
+    steps: list[Undo] = []
+
+    def undo() -> None:
+        while steps:
+            steps.pop()()
+
+    changes = list(changes)
+    try:
+        own_settings(model, changes, steps)
+        for change in changes:
+            _set_attribute(model, change, steps)
+    except Exception:
+        undo()
+        raise
+    return undo
+
+
 def _set_attribute(model: nn.Module, change: AttributeChange, steps: list[Undo]) -> None:
     fields = vars(_owner(model, change.owner))
     before = fields[change.key]
@@ -214,4 +248,5 @@ def apply_plan(model: nn.Module, plan: Plan | Mapping[str, Any]) -> nn.Module:
     plan = plan if isinstance(plan, Plan) else Plan.from_json(plan)
     _, undo = cut(model, plan)
     drop_blocks(model, plan, undo)
+    apply_settings(model, plan.settings)
     return model
