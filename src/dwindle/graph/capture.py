@@ -17,6 +17,10 @@ from dwindle.graph.trace import Trace
 #: At most this many choices by value are tried the other way.
 _MOST_CHOICES = 8
 
+#: At most so many other inputs are recorded where values decide which modules run.
+_MOST_INPUTS = 4
+_DECIDING = frozenset({"nonzero", "nonzero_numpy", "masked_select", "_unique2", "unique_consecutive", "unique_dim"})
+
 
 def larger_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int = 2) -> tuple[Any, Any] | None:
     """Return the inputs with dimension 0 of every tensor repeated to ``size``; None when they share no batch.
@@ -63,13 +67,15 @@ def capture(
             continue
         traces = [evaluation]
         if training:
-            try:
-                traces.append(
-                    record(model, own_args, own_kwargs, training=True, device=evaluation.executed_on)
-                )
-            except CaptureError:
+            # code that draws numbers to decide (layer drop, sampled attention) does so in training only
+            for device in dict.fromkeys([evaluation.executed_on, "real"]):
+                with contextlib.suppress(CaptureError):
+                    traces.append(record(model, own_args, own_kwargs, training=True, device=device))
+                    break
+            else:
                 note = "training mode could not be recorded: parameters used only there are left alone"
                 evaluation.notes.append(note)
+        traces += _other_inputs(model, own_args, own_kwargs, traces)
         traces += _other_branches(model, own_args, own_kwargs, traces)
         return traces, tuple(own_args), dict(own_kwargs)
     raise failure if failure is not None else CaptureError("no example inputs")
@@ -83,6 +89,41 @@ def unreached(traces: Iterable[Trace]) -> set[str]:
         used = {id(value) for node in trace.live_nodes() for value in node.inputs()}
         names -= {name for name in names if name in trace.parameters and id(trace.parameters[name]) in used}
     return names
+
+
+def _other_inputs(model: nn.Module, args: Any, kwargs: Any, traces: list[Trace]) -> list[Trace]:
+    """Recordings on other inputs, where values decide which modules run (a loop over the experts that were chosen)."""
+    found: list[Trace] = []
+    if not any(node.name in _DECIDING for node in traces[0].nodes):
+        return found
+    missing = unreached(traces)
+    generator = torch.Generator().manual_seed(0)
+    wider = larger_batch(args, kwargs, 16) or (args, kwargs)
+    for _ in range(_MOST_INPUTS):
+        if not missing:
+            break
+        flat, spec = pytree.tree_flatten(wider)
+        drawn = pytree.tree_unflatten([_drawn(item, generator) for item in flat], spec)
+        try:
+            other = record(model, *drawn, device="real")
+        except CaptureError:
+            break
+        left = unreached([*traces, *found, other])
+        if left == missing:
+            break
+        found.append(other)
+        missing = left
+    return found
+
+
+def _drawn(item: Any, generator: torch.Generator) -> Any:
+    """A tensor like ``item``: noise, or its own integers (those between them too) in another order."""
+    if not isinstance(item, torch.Tensor) or item.dtype is torch.bool or item.numel() < 2:
+        return item
+    if item.is_floating_point():
+        return torch.randn(item.shape, generator=generator, dtype=torch.float32).to(item)
+    low, high = int(item.min()), int(item.max())
+    return torch.randint(low, high + 1, item.shape, generator=generator).to(item)
 
 
 def _other_branches(model: nn.Module, args: Any, kwargs: Any, traces: list[Trace]) -> list[Trace]:
