@@ -27,6 +27,8 @@ from dwindle.config.errors import CaptureError
 from dwindle.graph import expressions
 from dwindle.graph.expressions import Dimension, Expression, TaggedFloat, TaggedInt
 from dwindle.graph.module_calls import ModuleCall, recorded_calls
+from dwindle.graph.opaque import OpaqueTarget, opaque_modules, recorded_as_nodes, structure
+from dwindle.graph.rules.registry import opaque_kinds
 from dwindle.graph.stand_ins import assigned_tensors, attributes_kept, stand_ins, to_meta
 from dwindle.graph.tagging import tagged_integers
 from dwindle.graph.trace import Choice, Node, Trace, Value
@@ -73,6 +75,23 @@ class _Recording:
             self.bind(tensor, value, keep=True)
             self.lost_numbers |= tensor.is_meta and tensor.numel() > 0
         return value
+
+    def write_opaque(
+        self,
+        target: OpaqueTarget,
+        inputs: list[Any],
+        tensors: list[torch.Tensor],
+        results: list[torch.Tensor],
+    ) -> None:
+        """Write down a call of an opaque module."""
+        given = [self.value_of(item) if isinstance(item, torch.Tensor) else item for item in inputs]
+        own = [self.value_of(tensor) for tensor in tensors]
+        spec = "one" if len(results) == 1 else "list"
+        node = Node(target, (given, own), {}, [], spec, target.path, _where())
+        for tensor in results:
+            node.outputs.append(Value("result", "", tuple(tensor.shape), tensor.dtype, producer=node))
+            self.bind(tensor, node.outputs[-1])
+        self.nodes.append(node)
 
     def bind(self, tensor: torch.Tensor, value: Value, keep: bool = False) -> None:
         """State that ``tensor`` now holds ``value``."""
@@ -341,6 +360,10 @@ def _record_once(
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(attributes_kept(model))
+        opaque = opaque_modules(model, opaque_kinds())
+        if opaque and device == "meta":
+            raise CaptureError("opaque modules run on real values")
+        copies = {path: structure(module) for path, module in opaque.items()}
         listing = stack.enter_context(stand_ins(model, replace))
         parameters: dict[str, Value] = {}
         for tensor, kind, name in listing:
@@ -371,6 +394,7 @@ def _record_once(
         stack.callback(lambda: setattr(expressions, "on_plain", outer))
         if device == "meta":
             stack.enter_context(torch.device("meta"))
+        stack.enter_context(recorded_as_nodes(copies, model, training, recording.write_opaque))
         stack.enter_context(_Recorder(recording))
         stack.enter_context(_Tagging(recording))
         run_args, run_kwargs = pytree.tree_unflatten(flat, input_spec)

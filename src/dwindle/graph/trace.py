@@ -10,6 +10,7 @@ import torch
 
 from dwindle.graph.axes import Axis
 from dwindle.graph.expressions import Dimension, Expression, variables
+from dwindle.graph.opaque import OpaqueTarget
 
 if TYPE_CHECKING:
     from dwindle.graph.module_calls import ModuleCall
@@ -50,10 +51,10 @@ class Value:
 
 @dataclass(eq=False, slots=True)
 class Node:
-    """One call of one ATen operator.
+    """One call of one ATen operator, or of one opaque module.
 
     Attributes:
-        target: The operator overload.
+        target: The operator overload, or the :class:`OpaqueTarget`.
         args: Positional arguments; tensors are :class:`Value` objects.
         kwargs: Keyword arguments, likewise.
         outputs: The results, flattened.
@@ -86,6 +87,18 @@ class Node:
     def output(self) -> Value:
         """The first result."""
         return self.outputs[0]
+
+    @property
+    def data(self) -> list[Value]:
+        """The tensors among the arguments; of an opaque module only its inputs."""
+        return list(values_in(self.args[0]) if isinstance(self.target, OpaqueTarget) else self.inputs())
+
+    @property
+    def parameters(self) -> dict[str, Value]:
+        """Parameters and buffers of an opaque module by their names in it; empty for operators."""
+        if not isinstance(self.target, OpaqueTarget):
+            return {}
+        return dict(zip(self.target.names, self.args[1], strict=True))
 
     def argument(self, name: str, default: Any = None) -> Any:
         """Return the argument called ``name`` in the operator's schema."""

@@ -15,6 +15,7 @@ import torch
 
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
+from dwindle.graph.opaque import OpaqueTarget
 from dwindle.graph.positions import positions
 from dwindle.graph.trace import Node, Value
 from dwindle.realize import constants_weights
@@ -155,8 +156,10 @@ class ConstantPropagation:
             self._require_zeros(node, mixed)
         for value in node.outputs:
             self.result.values[id(value)] = self._unknown(value)
-        if name in constants_weights.CONTRACTIONS:
+        if name in constants_weights.CONTRACTIONS or isinstance(node.target, OpaqueTarget):
             self._weights(node, name)
+        if isinstance(node.target, OpaqueTarget):
+            return
         if name in constants_weights.RECURRENT | constants_weights.TRANSPOSED:
             return
         if not node.outputs or not node.output.is_floating:

@@ -11,6 +11,7 @@ from collections.abc import Callable, Mapping
 import torch
 
 from dwindle.graph.axes import Axis
+from dwindle.graph.opaque import OpaqueTarget
 from dwindle.graph.positions import positions
 from dwindle.graph.rules.recurrent import RecurrentCall
 from dwindle.graph.trace import Node, Value
@@ -57,16 +58,21 @@ def summed_away(
 ) -> dict[Axis, torch.Tensor]:
     """Return, for each leaf that the call sums over, which of its indices may go."""
     kept = {leaf for value in node.outputs for axis in value.axes for leaf in axis.leaves()}
+    opaque = isinstance(node.target, OpaqueTarget)
     values = [value for value in node.inputs() if value.is_floating and value.axes]
     gone = {leaf for value in values for axis in value.axes for leaf in axis.leaves() if leaf in free} - kept
-    allowed: dict[Axis, torch.Tensor] = {leaf: torch.zeros(leaf.size, dtype=torch.bool) for leaf in gone}
+    allowed: dict[Axis, torch.Tensor] = {leaf: torch.full((leaf.size,), opaque) for leaf in gone}
     dead: dict[Axis, torch.Tensor] = {}
     for value in values:
         own = weight(value)
         zero = constant(value) == 0 if own is None else own.detach().cpu() == 0
         for leaf in gone & {leaf for axis in value.axes for leaf in axis.leaves()}:
             here = _zero_at(value.axes, zero, leaf)
-            if own is not None and node.name in RECURRENT:
+            if opaque:
+                allowed[leaf] &= (
+                    here  # what it does with its tensors is not known: all of them are zero there
+                )
+            elif own is not None and node.name in RECURRENT:
                 dead[leaf] = dead.get(leaf, torch.ones_like(here)) & here  # both directions read it
             else:
                 allowed[leaf] |= here

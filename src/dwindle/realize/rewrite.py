@@ -17,6 +17,7 @@ from torch import fx, nn
 from dwindle.config.errors import RealizeError
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
+from dwindle.graph.opaque import OpaqueTarget
 from dwindle.graph.trace import Trace, Value
 from dwindle.realize.replay import Replay
 from dwindle.realize.surgery import _held, tensor_slots
@@ -111,7 +112,7 @@ def rewrite(source: nn.Module, analysis: Analysis, keep: dict[Axis, torch.Tensor
     traces = [analysis.trace, *(trace for trace in analysis.traces[1:2] if trace.training)]
     for trace in traces:
         try:
-            functions.append(_emit(analysis, trace, keep, constants, next(source.parameters()).device))
+            functions.append(_emit(analysis, trace, keep, constants, source))
         except Exception as error:
             raise RealizeError(f"the recorded graph cannot be rewritten: {error}") from error
     training = functions[1] if len(functions) > 1 else None
@@ -125,13 +126,17 @@ def _emit(
     trace: Trace,
     keep: dict[Axis, torch.Tensor],
     constants: dict[str, torch.Tensor],
-    device: torch.device,
+    source: nn.Module,
 ) -> Callable[..., Any]:
     """Return a function ``f(module, *tensors) -> tuple of output tensors``."""
+    device = next(source.parameters()).device
     graph = fx.Graph()
     inputs = [graph.placeholder(f"input_{number}") for number in range(len(trace.inputs))]
 
     def call(function: Any, args: Any, kwargs: Any) -> Any:
+        if isinstance(function, OpaqueTarget):
+            function = function.on(source)
+            function.module.train(trace.training)
         return graph.call_function(function, tuple(args), dict(kwargs))
 
     replay = _GraphReplay(analysis, trace, keep, small=True, call=call, device=device)

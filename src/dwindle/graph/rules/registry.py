@@ -6,10 +6,12 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, field
 
 import torch
+from torch import nn
 
 from dwindle.graph import axes as algebra
 from dwindle.graph.axes import Axis
-from dwindle.graph.expressions import Dimension, Expression, evaluate
+from dwindle.graph.expressions import Attribute, Dimension, Expression, evaluate
+from dwindle.graph.opaque import OpaqueTarget
 from dwindle.graph.trace import Node, Value, values_in
 
 #: Beyond this a tensor dimension is never cut into single indices.
@@ -104,6 +106,14 @@ class Scope:
         if self.node is not None:
             self._observe(expressions_for(self.node, [number])[0], number, axes)
 
+    def number(self, name: str, axes: Sequence[Axis]) -> None:
+        """State that a number of the current opaque module (``"channels"``) is the summed size of ``axes``."""
+        if self.node is not None and isinstance(self.node.target, OpaqueTarget):
+            target = self.node.target
+            label = f"{target.path}.{name}" if target.path else name
+            own = Attribute(target.owner, name, None, label, int(getattr(target.module, name)))
+            self.observations.append(Observation(own, list(axes), 1, self.node))
+
     def observe_each(self, numbers: Sequence[int], axes: Sequence[Axis]) -> None:
         """Note that each integer of a list argument sizes the axis at the same place; -1 sizes nothing."""
         if self.node is None:
@@ -157,6 +167,7 @@ def recorded_value(expression: Expression) -> float:
 Rule = Callable[[Node, Scope], None]
 _RULES: dict[str, Rule] = {}
 _USER_RULES: dict[str, Rule] = {}
+_MODULE_RULES: dict[type[nn.Module], Rule] = {}
 
 
 def rule(*names: str) -> Callable[[Rule], Rule]:
@@ -170,27 +181,43 @@ def rule(*names: str) -> Callable[[Rule], Rule]:
     return decorate
 
 
-def register_axis_rule(*names: str) -> Callable[[Rule], Rule]:
-    """Register a rule of your own for operators, in place of the library's where there is one.
+def register_axis_rule(*targets: str | type[nn.Module]) -> Callable[[Rule], Rule]:
+    """Register a rule of your own for operators, or for modules that are opaque to the recording.
+
+    A rule for an operator takes the place of the library's where there is one. A module of a registered class (or a
+    subclass) becomes a single node, whatever its code does: ``node.data`` holds its input tensors,
+    ``node.parameters`` its parameters and buffers by name. Its code then runs on real values.
 
     The rule gets the :class:`~dwindle.graph.trace.Node` and the :class:`Scope`, relates the axes of the
     arguments (``scope.unify``, ``scope.freeze``, ``scope.mix``) and sets ``node.outputs[i].axes``, one axis a
     dimension.
 
     Args:
-        names: Operator names without namespace and overload, such as ``"my_scan"`` for ``mylib::my_scan``.
+        targets: Operator names without namespace and overload, such as ``"my_scan"`` for ``mylib::my_scan``, or
+            classes of modules.
     """
 
     def decorate(function: Rule) -> Rule:
-        for name in names:
-            _USER_RULES[name] = function
+        for target in targets:
+            if isinstance(target, str):
+                _USER_RULES[target] = function
+            else:
+                _MODULE_RULES[target] = function
         return function
 
     return decorate
 
 
+def opaque_kinds() -> tuple[type[nn.Module], ...]:
+    """Classes of modules that have a rule of their own."""
+    return tuple(_MODULE_RULES)
+
+
 def rule_for(node: Node) -> Rule | None:
     """Return the rule of a call: the user's, the library's, or the element-wise one for pointwise operators."""
+    if isinstance(node.target, OpaqueTarget):
+        kinds = node.target.kind.__mro__
+        return next((_MODULE_RULES[kind] for kind in kinds if kind in _MODULE_RULES), None)
     name = node.name
     found = _USER_RULES.get(name) or _RULES.get(name)
     if found is None and name.endswith("_"):
