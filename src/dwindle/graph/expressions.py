@@ -62,6 +62,7 @@ FUNCTIONS: dict[str, Callable[..., Any]] = {
     "mod": operator.mod,
     "neg": operator.neg,
     "sqrt": math.sqrt,
+    "differs": operator.ne,
     "float": float,
     "int": int,
 }
@@ -115,6 +116,9 @@ def describe(expression: Expression) -> str:
 
 #: Called with (left, right) expressions whenever two tagged integers compare equal while recording.
 on_equal: Callable[[Expression, Expression], None] | None = None
+
+#: Called likewise when two tagged integers compare unequal: code that asks may do something else where they agree.
+on_unequal: Callable[[Expression, Expression], None] | None = None
 
 
 def _plain(number: Any) -> Any:
@@ -197,6 +201,8 @@ class TaggedInt(_Arithmetic, int):  # type: ignore[misc]
         same = int.__eq__(self, other) is True if isinstance(other, int) else int(self) == other
         if same and on_equal is not None and isinstance(other, TaggedInt):
             on_equal(self.expression, other.expression)
+        if not same and on_unequal is not None and isinstance(other, TaggedInt):
+            on_unequal(self.expression, other.expression)
         return bool(same)
 
     def __ne__(self, other: object) -> bool:

@@ -25,11 +25,11 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from dwindle.config.errors import CaptureError
 from dwindle.graph import expressions
-from dwindle.graph.expressions import Dimension, Expression, TaggedFloat, TaggedInt
+from dwindle.graph.expressions import Dimension, Expression, Operation, TaggedFloat, TaggedInt
 from dwindle.graph.module_calls import ModuleCall, recorded_calls
 from dwindle.graph.opaque import OpaqueTarget, opaque_modules, recorded_as_nodes, structure
 from dwindle.graph.rules.registry import opaque_kinds
-from dwindle.graph.stand_ins import assigned_tensors, attributes_kept, stand_ins, to_meta
+from dwindle.graph.stand_ins import assigned_tensors, attributes_kept, own_object, stand_ins, to_meta
 from dwindle.graph.tagging import tagged_integers
 from dwindle.graph.trace import Choice, Node, Trace, Value
 
@@ -75,6 +75,10 @@ class _Recording:
             self.bind(tensor, value, keep=True)
             self.lost_numbers |= tensor.is_meta and tensor.numel() > 0
         return value
+
+    def must_differ(self, left: Expression, right: Expression) -> None:
+        """Note that two sizes were compared and found unequal: code that asks does something else otherwise."""
+        self.equalities.append((Operation("differs", (left, right)), True))
 
     def write_opaque(
         self,
@@ -354,6 +358,7 @@ def _record_once(
         # running statistics, caches and the like are updated on copies, not on the user's
         replace = lambda t: t if isinstance(t, nn.Parameter) else t.detach().clone()  # noqa: E731
     flat, input_spec = pytree.tree_flatten((args, kwargs))
+    flat = [own_object(item) for item in flat]
     if device == "meta":
         flat = [item.detach().to("meta") if isinstance(item, torch.Tensor) else item for item in flat]
     with ExitStack() as stack:
@@ -389,6 +394,9 @@ def _record_once(
         previous = expressions.on_equal
         expressions.on_equal = lambda left, right: recording.equalities.append((left, right))
         stack.callback(lambda: setattr(expressions, "on_equal", previous))
+        unequal = expressions.on_unequal
+        expressions.on_unequal = recording.must_differ
+        stack.callback(lambda: setattr(expressions, "on_unequal", unequal))
         outer = expressions.on_plain
         expressions.on_plain = recording.lose
         stack.callback(lambda: setattr(expressions, "on_plain", outer))

@@ -120,10 +120,30 @@ def copied(model: _Model) -> _Model:
     """
     memo: dict[int, Any] = {}
     for module in model.modules():
-        for held in vars(module).values():
-            if isinstance(held, torch.Tensor) and not held.is_leaf:
-                memo[id(held)] = held.detach().clone()
+        for key, held in vars(module).items():
+            if key not in _TORCHS_OWN:
+                _detached(held, memo, 3)
     return copy.deepcopy(model, memo)
+
+
+def own_object(item: Any) -> Any:
+    """A copy of an input that a forward pass may change (a cache); tensors, numbers and modules as they are."""
+    if not hasattr(item, "__dict__") or callable(item) or isinstance(item, torch.Tensor | type):
+        return item
+    memo: dict[int, Any] = {}
+    _detached(item, memo, 4)
+    return copy.deepcopy(item, memo)
+
+
+def _detached(held: Any, memo: dict[int, Any], depth: int) -> None:
+    """Note detached copies of the computed tensors in containers and plain objects."""
+    if isinstance(held, torch.Tensor):
+        if not held.is_leaf:
+            memo[id(held)] = held.detach().clone()
+    elif depth and not isinstance(held, nn.Module | type | str | bytes):
+        items: Any = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else ()
+        for item in (*items, *getattr(held, "__dict__", {}).values()):
+            _detached(item, memo, depth - 1)
 
 
 def to_meta(tensor: torch.Tensor) -> torch.Tensor:

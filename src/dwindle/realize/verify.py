@@ -23,7 +23,7 @@ from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
 from dwindle.graph.capture import larger_batch
 from dwindle.graph.recorder import main_outputs
-from dwindle.graph.stand_ins import attributes_kept, copied
+from dwindle.graph.stand_ins import attributes_kept, copied, own_object
 from dwindle.realize.replay import Replay, eager_call
 
 #: Above this many parameter elements the proof runs in float32.
@@ -224,7 +224,9 @@ def random_inputs(
 
 
 def _copies(tree: Any) -> Any:
-    return pytree.tree_map(lambda item: item.clone() if isinstance(item, torch.Tensor) else item, tree)
+    return pytree.tree_map(
+        lambda item: item.clone() if isinstance(item, torch.Tensor) else own_object(item), tree
+    )
 
 
 def outputs_of(
