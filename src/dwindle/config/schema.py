@@ -27,6 +27,9 @@ Kind = Literal["pruning", "quantization", "distillation"]
 
 KINDS: tuple[Kind, ...] = ("pruning", "quantization", "distillation")
 
+#: What an axis of a model can be.
+AxisKind = Literal["channels", "heads", "head_width", "embedding", "feed_forward"]
+
 #: Number formats beyond ``int{n}`` and ``uint{n}``.
 FLOAT_DTYPES = ("float8_e4m3fn", "float8_e5m2")
 
@@ -78,6 +81,9 @@ class PruningSetting(Setting):
         apply_method: ``mul`` multiplies by the mask, ``add`` adds a large negative number where it is 0
             (inputs of a softmax), ``bypass`` changes nothing.
         align: Take the mask from another target.
+        axes: Only channels that lie on axes of these kinds go; None is every kind. Needs example inputs.
+        round_to: The number of channels that stay becomes a multiple of this, where there are as many.
+        minimum: At least so many channels stay.
     """
 
     sparse_ratio: Ratio | None = None
@@ -90,6 +96,9 @@ class PruningSetting(Setting):
     granularity: GranularityValue = "default"
     apply_method: Literal["mul", "add", "bypass"] = "mul"
     align: Align | None = None
+    axes: tuple[AxisKind, ...] | None = None
+    round_to: Annotated[int, Field(ge=1, strict=True)] = 1
+    minimum: Annotated[int, Field(ge=0, strict=True)] = 0
 
     @field_validator("granularity")
     @classmethod

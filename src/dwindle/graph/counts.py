@@ -8,7 +8,7 @@ constraints are repaired, so the search ends, at the latest with the full size.
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
@@ -25,6 +25,9 @@ from dwindle.graph.expressions import (
 from dwindle.graph.rules.registry import Scope, recorded_value
 
 Counts = dict[Axis, int]
+
+#: Counts become a multiple of this: one number for all axes, or one an axis.
+Multiple = int | Mapping[Axis, int]
 
 
 def count_of(axis: Axis, counts: Counts) -> int:
@@ -209,14 +212,15 @@ class CountSolver:
 
     # solving
 
-    def solve(self, desired: Counts, multiple: int = 1) -> Counts:
+    def solve(self, desired: Counts, multiple: Multiple = 1) -> Counts:
         """Return the smallest repair of ``desired``: counts that satisfy every constraint, none below its wish.
 
         Args:
             desired: Wanted count of each leaf; leaves that are not named keep all their indices.
-            multiple: Counts are rounded up to a multiple of this where the size allows it.
+            multiple: Counts are rounded up to a multiple of this where the size allows it; one number for all axes,
+                or one an axis (1 where an axis is not listed).
         """
-        counts = {leaf: _rounded(number, leaf.size, multiple) for leaf, number in desired.items()}
+        counts = {leaf: _rounded(number, leaf.size, _own(multiple, leaf)) for leaf, number in desired.items()}
         free = set(counts)
         pending = list(self.constraints)
         for _ in range(200):
@@ -231,7 +235,7 @@ class CountSolver:
                 counts[leaf] = leaf.size
         return self.solve(counts, 1) if any(not self.holds(c, counts) for c in self.constraints) else counts
 
-    def _repair(self, constraint: Constraint, counts: Counts, free: set[Axis], multiple: int) -> None:
+    def _repair(self, constraint: Constraint, counts: Counts, free: set[Axis], multiple: Multiple) -> None:
         """Raise the counts of one violated constraint as little as possible."""
         leaves = [leaf for leaf in constraint.leaves if leaf in free and counts[leaf] < leaf.size]
         best: tuple[float, tuple[int, ...], tuple[Axis, ...]] | None = None
@@ -251,13 +255,13 @@ class CountSolver:
             counts[leaf] = leaf.size
 
     def _repair_pair(
-        self, constraint: Constraint, counts: Counts, leaves: list[Axis], multiple: int
+        self, constraint: Constraint, counts: Counts, leaves: list[Axis], multiple: Multiple
     ) -> tuple[float, tuple[int, ...], tuple[Axis, ...]] | None:
         best = None
         ordered = sorted(leaves, key=lambda leaf: leaf.size)
         pairs = [(a, b) for i, a in enumerate(ordered) for b in ordered[i + 1 :]]
         for first, second in pairs[:6]:
-            for number in _steps(counts[first] - 1, first.size, multiple)[:256]:
+            for number in _steps(counts[first] - 1, first.size, _own(multiple, first))[:256]:
                 cost = (number - counts[first]) / first.size
                 if best is not None and cost >= best[0]:
                     break
@@ -273,7 +277,7 @@ class CountSolver:
                     best = (cost, (number, other), (first, second))
         return best
 
-    def _smallest(self, constraint: Constraint, counts: Counts, leaf: Axis, multiple: int) -> int | None:
+    def _smallest(self, constraint: Constraint, counts: Counts, leaf: Axis, multiple: Multiple) -> int | None:
         """Smallest count of ``leaf`` above its present one that satisfies the constraint; None where none does."""
         here = self.gap(constraint, counts)
         slope = self.gap(constraint, {**counts, leaf: counts[leaf] + 1}) - here
@@ -282,10 +286,10 @@ class CountSolver:
             number = counts[leaf] - here / slope
             if number.is_integer() and counts[leaf] < number <= leaf.size:
                 whole = int(number)
-                fits = whole % multiple == 0 or whole == leaf.size
+                fits = whole % _own(multiple, leaf) == 0 or whole == leaf.size
                 if fits and self.holds(constraint, {**counts, leaf: whole}):
                     return whole
-        steps = _steps(counts[leaf], leaf.size, multiple)
+        steps = _steps(counts[leaf], leaf.size, _own(multiple, leaf))
         if len(steps) > 64 and not _has_division(constraint.left):
             return None
         return next((n for n in steps if self.holds(constraint, {**counts, leaf: n})), None)
@@ -311,6 +315,10 @@ class _Sized:
     @property
     def shape(self) -> tuple[int, ...]:
         return (self.axis.size,)
+
+
+def _own(multiple: Multiple, leaf: Axis) -> int:
+    return multiple if isinstance(multiple, int) else multiple.get(leaf, 1)
 
 
 def _rounded(number: int, size: int, multiple: int) -> int:

@@ -58,6 +58,9 @@ class Pruner:
         if example_inputs is not None or example_kwargs is not None:
             given = () if example_inputs is None else example_inputs
             self._inputs = tuple(given) if isinstance(given, tuple | list) else (given,)
+        kinds = next((own.target for own in self.plan.goals.values() if own.setting.axes is not None), None)
+        if kinds is not None and self._inputs is None:
+            raise ConfigError(f"{kinds}: axes needs example_inputs, from which the kinds of axes are found")
         self._kwargs = dict(example_kwargs or {})
         self._coupling: Coupling | None = None
         self._before: dict[Target, Tensor] = {}

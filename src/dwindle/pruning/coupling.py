@@ -99,12 +99,17 @@ class Coupling:
                 return str(path)
         return None
 
-    def solved(self, counts: dict[Any, int]) -> dict[Any, int]:
-        """Return counts for axes that satisfy every constraint between sizes, none below what was asked."""
+    def solved(self, counts: dict[Any, int], multiples: Mapping[Any, int]) -> dict[Any, int]:
+        """Return counts for axes that satisfy every constraint between sizes, none below what was asked.
+
+        Args:
+            counts: What is wanted of each axis.
+            multiples: Of what each count should be a multiple.
+        """
         candidates = {
             axis: count for axis, count in counts.items() if axis in self.analysis.solver.candidates
         }
-        repaired = self.analysis.solver.solve(candidates) if candidates else {}
+        repaired = self.analysis.solver.solve(candidates, multiples) if candidates else {}
         return {**counts, **{axis: repaired[axis] for axis in candidates}}
 
     def followers(

@@ -156,11 +156,21 @@ def _axis_sets(
             listed = ", ".join(map(str, members_of))
             notes.append(f"{listed}: channels stay, because {held} goes with them and is excluded")
             continue
+        unwanted = next((t for t in members_of if not _allows(planned_of[t].setting.axes, info.kind)), None)
+        if unwanted is not None:
+            notes.append(
+                f"{unwanted}: {info.kind} stay, because its axes are {planned_of[unwanted].setting.axes}"
+            )
+            continue
         metric, elements = _axis_metric(info.size, members_of, planned_of, metrics)
         name = " + ".join(map(str, list(members_of)[:3])) + (" + ..." if len(members_of) > 3 else "")
         units = _units(name, [planned_of[target] for target in members_of], metric, elements, progress)
         sets.append(UnitSet(units, dict(members_of), info))
     return sets, notes
+
+
+def _allows(axes: Sequence[str] | None, kind: str) -> bool:
+    return axes is None or kind in axes
 
 
 def _axis_metric(
@@ -179,6 +189,14 @@ def _axis_metric(
     return total / len(members), max(elements // size, 1)
 
 
+def _at_least(kept: Tensor, metric: Tensor, minimum: int, multiple: int) -> Tensor:
+    """Keep more units until there are ``minimum``, and a multiple of ``multiple`` where there are that many."""
+    count, size = int(kept.sum()), kept.numel()
+    wanted = max(count, min(minimum, size))
+    wanted = min(size, -(-wanted // multiple) * multiple) if size >= multiple else size
+    return kept if wanted == count else ~smallest(metric, size - wanted)
+
+
 def selected(
     sets: Sequence[UnitSet],
     goals: Mapping[Target, PlannedTarget],
@@ -195,12 +213,20 @@ def selected(
         coupling: Corrects the counts of axes whose sizes must agree with others.
     """
     kept = choose([unit_set.units for unit_set in sets])
+    multiples = {}
+    for position, unit_set in enumerate(sets):
+        settings = [goals[target].setting for target in unit_set.members]
+        multiple = math.lcm(*(setting.round_to for setting in settings))
+        least = max(setting.minimum for setting in settings)
+        kept[position] = _at_least(kept[position], unit_set.units.metric, least, multiple)
+        if unit_set.axis is not None:
+            multiples[unit_set.axis.axis] = multiple
     axes = []
     if coupling is not None:
         wanted = {
             s.axis.axis: int(own.sum()) for s, own in zip(sets, kept, strict=True) if s.axis is not None
         }
-        solved = coupling.solved(wanted)
+        solved = coupling.solved(wanted, multiples)
         for position, unit_set in enumerate(sets):
             if unit_set.axis is None:
                 continue

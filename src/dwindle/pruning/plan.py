@@ -93,6 +93,7 @@ def _check_groups(goals: Mapping[Target, PlannedTarget]) -> None:
             setting.global_group_id is not None or setting.dependency_group_id is not None
         ):
             raise ConfigError(f"{planned.target}: an N:M pattern cannot be ranked in a group")
+        _check_sizes(planned)
         parts = setting.internal_metric_block or 1
         if math.prod(own) % parts:
             raise ConfigError(
@@ -113,3 +114,21 @@ def _check_groups(goals: Mapping[Target, PlannedTarget]) -> None:
                     f"global_group_id {setting.global_group_id!r}: all targets need the same sparse_ratio, but "
                     f"{first.target} has {first.setting.goal:g} and {planned.target} {setting.goal:g}"
                 )
+
+
+def _check_sizes(planned: PlannedTarget) -> None:
+    """Check keys that speak of whole channels."""
+    setting = planned.setting
+    given = {
+        "axes": setting.axes is not None,
+        "round_to": setting.round_to > 1,
+        "minimum": setting.minimum > 0,
+    }
+    for key, is_given in given.items():
+        if is_given and planned.granularity.kind != "channel":
+            raise ConfigError(
+                f"{planned.target}: {key} counts whole channels, but the granularity is "
+                f"{setting.granularity!r}; use 'out_channel' or 'in_channel'"
+            )
+    if setting.round_to > 1 and setting.internal_metric_block is not None:
+        raise ConfigError(f"{planned.target}: round_to and internal_metric_block exclude each other")
