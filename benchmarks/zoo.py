@@ -95,7 +95,9 @@ class Running:
 
 def sweep(wanted: list[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
     """Run the models, ``--jobs`` at a time, and yield each row as its process ends."""
-    os.environ["PYTHONPATH"] = os.pathsep.join([str(HERE), os.environ.get("PYTHONPATH", "")])  # for the server
+    os.environ["PYTHONPATH"] = os.pathsep.join(
+        [str(HERE), os.environ.get("PYTHONPATH", "")]
+    )  # for the server
     multiprocessing.get_context("forkserver").set_forkserver_preload(["zoo_libraries"])
     waiting = list(wanted)
     running: list[Running] = []
