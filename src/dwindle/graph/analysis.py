@@ -15,6 +15,7 @@ from dwindle.graph.blocks import Block, find_blocks
 from dwindle.graph.capture import capture
 from dwindle.graph.counts import CountSolver
 from dwindle.graph.exactness import inexact_leaves
+from dwindle.graph.experts import Mixture, find_mixtures
 from dwindle.graph.own_sizes import observe_own_sizes
 from dwindle.graph.positions import Positions, positions
 from dwindle.graph.propagate import propagate
@@ -59,6 +60,12 @@ class AxisInfo:
         """Whether removal equals plain masking of the parameters."""
         return self.inexact is None
 
+    @property
+    def trivial(self) -> bool:
+        """Whether it is the kernel of a convolution, which nobody would expect to shrink."""
+        kernel = self.frozen_reason in ("kernel", "spatial")
+        return kernel and all(dim >= 2 for _, dim in self.parameter_dims)
+
 
 @dataclass(slots=True)
 class Analysis:
@@ -77,6 +84,7 @@ class Analysis:
         memory: Positions that were worked out already.
         compensations: Weights that take up the change of numbers computed from sizes (temperatures).
         found_blocks: What :attr:`blocks` found, once it was asked for.
+        found_mixtures: Likewise of :attr:`mixtures`.
     """
 
     traces: list[Trace]
@@ -91,6 +99,7 @@ class Analysis:
     memory: dict[Axis, Positions] = field(default_factory=dict)
     compensations: list[Compensation] = field(default_factory=list)
     found_blocks: list[Block] | None = None
+    found_mixtures: list[Mixture] | None = None
 
     @property
     def blocks(self) -> list[Block]:
@@ -98,6 +107,13 @@ class Analysis:
         if self.found_blocks is None:
             self.found_blocks = find_blocks(self.traces)
         return self.found_blocks
+
+    @property
+    def mixtures(self) -> list[Mixture]:
+        """The mixtures of experts, in the order in which they run."""
+        if self.found_mixtures is None:
+            self.found_mixtures = find_mixtures(self.traces)
+        return self.found_mixtures
 
     @property
     def trace(self) -> Trace:
@@ -239,8 +255,8 @@ def analyse_traces(
     _select(parameter_axes, traces, by_axis, prefer)
     candidates = [info.axis for info in infos if info.selected]
     notes = [*(note for trace in traces for note in trace.notes), *notes]
-    for node in scope.unknown:
-        notes.append(f"operator {node.name} at {node.where} is not followed; what it touches is frozen")
+    for name, where in dict.fromkeys((node.name, node.where) for node in scope.unknown):
+        notes.append(f"operator {name} at {where} is not followed; what it touches is frozen")
     solver = CountSolver(scope, equalities, candidates)
     return Analysis(
         traces,

@@ -13,7 +13,7 @@ from torch import nn
 from dwindle.config.errors import RealizeError
 
 #: Where a list of modules keeps its entries.
-_LISTS = (nn.ModuleList, nn.Sequential)
+_LISTS = (nn.ModuleList, nn.Sequential, nn.ModuleDict)
 
 
 @dataclass(slots=True)
@@ -129,7 +129,7 @@ def remove_blocks(
         if any(removal.deleted for removal in own):
             if not isinstance(holder, _LISTS):
                 raise RealizeError(f"{path!r} is no list of modules: entries cannot be taken out of it")
-            kept = [(str(place), entry) for place, (_, entry) in enumerate(kept)]
+            kept = [(key, entry) for key, (_, entry) in zip(entries, kept, strict=False)]
         _fill(holder, dict(kept))
 
 

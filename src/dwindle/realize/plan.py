@@ -43,6 +43,7 @@ class Plan:
         scales: Numbers computed from sizes that change, and the parameters that were multiplied to make up for it.
         blocks: Residual blocks that go.
         lists: Settings with one entry a block that lose the entries of removed blocks.
+        entries: Paths of further entries of lists that go (experts).
         settings: Numbers that only describe the small model (its config), changed when all else is done.
     """
 
@@ -54,6 +55,7 @@ class Plan:
     scales: list[dict[str, Any]] = field(default_factory=list)
     blocks: list[BlockRemoval] = field(default_factory=list)
     lists: list[ListCut] = field(default_factory=list)
+    entries: list[str] = field(default_factory=list)
     settings: list[AttributeChange] = field(default_factory=list)
 
     def to_json(self) -> dict[str, Any]:
@@ -73,6 +75,7 @@ class Plan:
             "scales": list(self.scales),
             "blocks": [asdict(block) for block in self.blocks],
             "lists": [asdict(change) for change in self.lists],
+            "entries": list(self.entries),
             "settings": [asdict(change) for change in self.settings],
         }
 
@@ -91,9 +94,10 @@ class Plan:
             scales=list(data.get("scales", [])),
             blocks=[BlockRemoval(**block) for block in data.get("blocks", [])],
             lists=[ListCut(**change) for change in data.get("lists", [])],
+            entries=list(data.get("entries", [])),
             settings=[AttributeChange(**change) for change in data.get("settings", [])],
         )
 
     def is_empty(self) -> bool:
         """Whether nothing is cut."""
-        return not self.keep and not self.biases and not self.blocks
+        return not self.keep and not self.biases and not self.blocks and not self.entries

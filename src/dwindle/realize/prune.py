@@ -25,13 +25,14 @@ from dwindle.realize.choose import (
 )
 from dwindle.realize.choose_blocks import select_blocks
 from dwindle.realize.cost import CostModel
+from dwindle.realize.experts import choose_experts, left_mixtures
 from dwindle.realize.plan import Plan
 from dwindle.realize.shrink import ShrinkResult, liven, shrink, zero_removed
 from dwindle.realize.surgery import _held, tensor_slots
 
 _COSTS = ["macs", "params", "bytes"]
 _SCOPES = ["local", "global"]
-_KINDS = ["channels", "heads", "head_width", "embedding", "feed_forward", "block"]
+_KINDS = ["channels", "heads", "head_width", "embedding", "feed_forward", "block", "expert"]
 
 
 def prune(
@@ -67,7 +68,8 @@ def prune(
         ignore: Parameter names, module names or patterns whose axes stay.
         axes: Kinds of axes that may shrink (default: all): ``"channels"``, ``"heads"``, ``"head_width"``,
             ``"embedding"``, ``"feed_forward"``. Only on request: ``"block"`` removes whole residual blocks, ``ratio``
-            of each stage, the last one of a stage never unless the ratio is 1.
+            of each stage, the last one of a stage never unless the ratio is 1; ``"expert"`` removes whole
+            experts, at least as many stay as the router chooses for one token.
         round_to: Sizes become a multiple of this.
         largest_ratio: With ``scope="global"``: the most that any axis loses.
         example_kwargs: Keyword inputs.
@@ -115,6 +117,12 @@ def prune(
         )
         gone = tuple(f"{block.path}." for block in blocks)
         slots = {name: held for name, held in slots.items() if not name.startswith(gone)}
+    experts = []
+    if axes is not None and "expert" in axes:
+        mixtures = left_mixtures(analysis, blocks)
+        experts = choose_experts(mixtures, slots, criterion, float(ratio or 0.0), ratios or {}, ignore)
+        scored = {(mixture.router, mixture.rows) for mixture in mixtures}
+        infos = [info for info in infos if not scored.intersection(info.parameter_dims)]
     # axes of removed blocks follow the others, because sizes may have to agree with theirs
     lost = [info for info in infos if not any(name in slots for name, _ in info.parameter_dims)]
     infos = [info for info in infos if info not in lost]
@@ -148,9 +156,10 @@ def prune(
         verify=verify,
         mask=_mask_for_proof,
         blocks=blocks,
+        experts=experts,
     )
     result.seconds = {**seconds, **result.seconds, "shrink": result.seconds["shrink"] + chosen}
-    if not keep and not blocks:
+    if not keep and not blocks and not experts:
         result.notes.append(
             "nothing was cut: no axis may shrink at this ratio (see result.frozen for the reasons)"
         )
@@ -185,6 +194,8 @@ def _checked(
         if not 0 < float(share) <= 1:
             raise ConfigError(f"target: {name} = {share} is not a share between 0 and 1")
     check_name(scope, _SCOPES, "scope")
+    if target is not None and "expert" in (axes or []):
+        raise ConfigError("axes: experts are removed by ratio=, not by target=")
     for kind in axes or []:
         check_name(kind, _KINDS, "axes")
     if round_to < 1:

@@ -16,11 +16,13 @@ from dwindle.graph.axes import Axis
 from dwindle.graph.blocks import Block
 from dwindle.graph.counts import CountSolver
 from dwindle.graph.positions import kept_positions
-from dwindle.graph.stand_ins import copied
+from dwindle.graph.stand_ins import copied, empty_caches
 from dwindle.realize.configuration import Configuration, blueprint_of, configure
 from dwindle.realize.depth import zero_branches
 from dwindle.realize.depth_plan import write_blocks
 from dwindle.realize.depth_proof import prove_depth
+from dwindle.realize.experts import ExpertCut, left_mixtures, masking, write_experts
+from dwindle.realize.experts_proof import prove_experts
 from dwindle.realize.optimizer import carry_over
 from dwindle.realize.plan import AttributeChange, Plan
 from dwindle.realize.rewrite import rewrite
@@ -59,7 +61,7 @@ class ShrinkResult:
 
     @property
     def frozen(self) -> list[dict[str, Any]]:
-        """Axes (and residual blocks) that nothing may be removed from, with the reason and the source line."""
+        """Axes (residual blocks, experts) that nothing may be removed from, with the reason and the source line."""
         axes = [
             {
                 "size": info.size,
@@ -69,19 +71,33 @@ class ShrinkResult:
                 "line": info.source_line,
             }
             for info in self.analysis.axes
-            if info.frozen_reason is not None and info.frozen_reason not in ("kernel", "spatial")
+            if info.frozen_reason is not None and not info.trivial
         ]
-        return axes + [
-            {
-                "size": len(block.stage),
-                "kind": "block",
-                "parameters": [block.path],
-                "reason": block.reason,
-                "line": block.where,
-            }
-            for block in self.analysis.blocks
-            if block.reason is not None
-        ]
+        return (
+            axes
+            + [
+                {
+                    "size": len(block.stage),
+                    "kind": "block",
+                    "parameters": [block.path],
+                    "reason": block.reason,
+                    "line": block.where,
+                }
+                for block in self.analysis.blocks
+                if block.reason is not None
+            ]
+            + [
+                {
+                    "size": mixture.size,
+                    "kind": "expert",
+                    "parameters": [f"{name}[{dim}]" for name, dim in mixture.tensors.items()] + mixture.lists,
+                    "reason": mixture.reason,
+                    "line": mixture.where,
+                }
+                for mixture in self.analysis.mixtures
+                if mixture.reason is not None
+            ]
+        )
 
     def summary(self) -> str:
         """Return a readable account."""
@@ -190,6 +206,7 @@ def shrink(
     biases: dict[str, torch.Tensor] | None = None,
     rewritten: bool = False,
     blocks: Sequence[Block] = (),
+    experts: Sequence[ExpertCut] = (),
 ) -> ShrinkResult:
     """Prove and carry out a cut, in place.
 
@@ -207,6 +224,7 @@ def shrink(
         rewritten: Emit the recorded graph instead of changing the model, which is then left as it is.
         blocks: Residual blocks that go. Their entries are taken out of the lists they stand in; where that is
             not proven equal, because the code counts on their places, a pass-through stands in for each.
+        experts: Which experts stay in mixtures that lose some.
 
     Raises:
         RealizeError: The small model is not equal to the masked one.
@@ -226,6 +244,7 @@ def shrink(
         if kept is not None:
             plan.keep[f"{path}.bias" if path else "bias"] = {0: kept}
     depth = write_blocks(plan, model, analysis, blocks, delete=True)
+    mixtures = write_experts(plan, model, analysis, experts, left_mixtures(analysis, blocks))
     # a rewritten graph goes on with the number that was recorded
     scalings = [] if rewritten else plan_scalings(plan, analysis, solver, keep)
     seconds = {"plan": time.perf_counter() - started}
@@ -240,9 +259,10 @@ def shrink(
         def proven() -> Verification:
             masked = widened_copy(model, proof_dtype(model))
             mask(masked, plan)
-            return prove(analysis, keep, masked, make_small)
+            return prove(analysis, keep, masked, make_small, masking=masking(experts))
 
         verification = prove_depth(model, analysis, plan, depth, blocks, proven, notes)
+        notes += prove_experts(model, analysis, mixtures, experts) if experts else []
         verification.seconds = seconds["prove"] = time.perf_counter() - started
     stand_ins = [removal.path for removal in plan.blocks if not removal.deleted]
     if stand_ins:
@@ -253,12 +273,13 @@ def shrink(
     blueprint = None if rewritten or plan.is_empty() else blueprint_of(model)
     body = copied(model) if rewritten else model
     twins = list(zip(model.parameters(), body.parameters(), strict=True)) if rewritten else []
-    owned = list(body.parameters()) if depth.blocks else []
+    removes = bool(plan.blocks or plan.entries)
+    owned = list(body.parameters()) if removes else []
     small, replaced = _cut(body, plan, analysis, keep, biases or {}, prepare, scalings)
     for old, twin in twins:
         replaced[old] = replaced.pop(twin, (twin, {}))
     if optimizer is not None:
-        alive = set(small.parameters()) if depth.blocks else set()
+        alive = set(small.parameters()) if removes else set()
         dropped = [old for old in owned if (replaced[old][0] if old in replaced else old) not in alive]
         added = [body.get_submodule(path).bias for path in plan.biases]
         carry_over(optimizer, replaced, added, dropped)  # type: ignore[arg-type]
@@ -302,6 +323,7 @@ def _cut(
     apply_scalings(model, plan.keep, scalings)
     if not plan.rewritten:
         drop_blocks(model, plan, undo)
+    empty_caches(model, analysis.trace.caches)
     for old, new in folded.items():
         replaced[old] = replaced.pop(new, (new, {}))
     return (rewrite(model, analysis, keep) if plan.rewritten else model), replaced

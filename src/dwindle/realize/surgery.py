@@ -17,7 +17,7 @@ from torch import nn
 from dwindle.config.errors import RealizeError
 from dwindle.graph.stand_ins import modules_of, user_name
 from dwindle.graph.tagging import config_objects
-from dwindle.realize.depth import ListCut, remove_blocks
+from dwindle.realize.depth import BlockRemoval, ListCut, remove_blocks
 from dwindle.realize.plan import AttributeChange, Plan
 from dwindle.realize.standard_modules import standard_attributes
 
@@ -225,7 +225,8 @@ def drop_blocks(model: nn.Module, plan: Plan, undo: Undo) -> None:
     """Take the residual blocks of a plan out of a model that is cut; when that fails, undo the cut as well."""
     steps: list[Undo] = []
     try:
-        remove_blocks(model, plan.blocks, plan.lists, _owner, steps)
+        entries = [BlockRemoval(path, True) for path in plan.entries]
+        remove_blocks(model, [*plan.blocks, *entries], plan.lists, _owner, steps)
     except Exception:
         while steps:
             steps.pop()()
