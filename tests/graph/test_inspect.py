@@ -385,9 +385,16 @@ def test_an_operator_without_rule_freezes_and_is_listed() -> None:
     assert (first.source_line or "").endswith(line_of(Custom.forward, 1))
     assert axis_of(analysis, "second.weight", 0).selected
     listed = to_json(analysis)["unknown_operators"]
-    assert [entry.split(" at ")[0] for entry in listed] == ["pair_up", "scaled"]
-    assert sum("is not followed" in note for note in analysis.notes) >= 2
-    assert "operator scaled at" in describe(analysis)
+    assert sorted(entry["operator"] for entry in listed) == ["pair_up", "scaled"]
+    scaled = next(entry for entry in listed if entry["operator"] == "scaled")
+    assert scaled["line"].endswith(line_of(Custom.forward, 1))
+    assert scaled["parameters"] == ["first.weight", "first.bias", "second.weight"]
+    assert scaled["elements"] == 8 * 4 + 8 + 8 * 8
+    assert scaled["share"] == pytest.approx(scaled["elements"] / (40 + 72 + 72 + 51))
+    assert sum("is not followed" in note for note in analysis.notes) == 2
+    text = describe(analysis)
+    assert "operator scaled at" in text
+    assert "froze first.weight, first.bias, second.weight (104 elements, 44.3% of the parameters)" in text
     model = Custom()
     dw.prune(model, torch.randn(2, 4), ratio=0.5)
     assert model.first.out_features == model.third.out_features == 8

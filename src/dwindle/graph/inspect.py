@@ -6,8 +6,7 @@ from typing import Any
 
 from dwindle.graph.analysis import Analysis, AxisInfo
 from dwindle.graph.axes import CONCATENATION, LEAF, Axis
-
-_TRIVIAL = ("kernel", "spatial")
+from dwindle.graph.unknown import unknown_operators
 
 
 def structure(analysis: Analysis, axis: Axis) -> str:
@@ -26,10 +25,11 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
 
     Keys: ``axes`` (id, size, kind, prunable, exact, inexact_by, reason, line, parameters), ``parameters`` (for each,
     the make-up of every dimension), ``blocks`` (path, stage, removable, reason, line, parameters: how many),
-    ``prunable_share``, ``operators`` (number of recorded calls), ``unknown_operators``, ``notes``.
+    ``mixtures`` (path, experts, chosen, removable, reason), ``prunable_share``, ``operators``,
+    ``unknown_operators`` (for each its name, source line, and the parameters that it froze, with their share), ``notes``.
     """
     return {
-        "axes": [_axis_json(info) for info in analysis.axes if info.frozen_reason not in _TRIVIAL],
+        "axes": [_axis_json(info) for info in analysis.axes if not info.trivial],
         "parameters": {
             name: [structure(analysis, axis) for axis in axes]
             for name, axes in analysis.parameter_axes.items()
@@ -46,9 +46,21 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
             }
             for block in analysis.blocks
         ],
+        "mixtures": [
+            {
+                "path": mixture.path,
+                "experts": mixture.size,
+                "chosen": mixture.chosen,
+                "removable": mixture.reason is None,
+                "reason": mixture.reason,
+                "line": mixture.where,
+                "parameters": [f"{name}[{dim}]" for name, dim in mixture.tensors.items()] + mixture.lists,
+            }
+            for mixture in analysis.mixtures
+        ],
         "prunable_share": analysis.prunable_share(),
         "operators": len(analysis.trace.nodes),
-        "unknown_operators": sorted({f"{node.name} at {node.where}" for node in analysis.scope.unknown}),
+        "unknown_operators": [operator.to_json() for operator in unknown_operators(analysis)],
         "constraints": [f"{constraint} ({constraint.where})" for constraint in analysis.solver.constraints],
         "notes": list(analysis.notes),
     }
@@ -81,7 +93,7 @@ def describe(analysis: Analysis, *, parameters: bool = True) -> str:
         "",
         "axes that may shrink",
     ]
-    shown = [info for info in analysis.axes if info.frozen_reason not in _TRIVIAL]
+    shown = [info for info in analysis.axes if not info.trivial]
     for info in [info for info in shown if info.selected]:
         inside = f" (mask inside {info.inexact})" if info.inexact else ""
         lines.append(f"  #{info.id:<4} {info.size:>6} {info.kind:<13} {_places(info)}{inside}")
@@ -96,6 +108,12 @@ def describe(analysis: Analysis, *, parameters: bool = True) -> str:
             where = f" ({block.where})" if block.where else ""
             state = "may go" if block.reason is None else f"stays: {block.reason}{where}"
             lines.append(f"  {block.path} (of {len(block.stage)}): {state}")
+    if analysis.mixtures:
+        lines += ["", "mixtures of experts"]
+        for mixture in analysis.mixtures:
+            chosen = f"{mixture.chosen} chosen" if mixture.chosen else "all weighed"
+            state = "some may go" if mixture.reason is None else f"stay: {mixture.reason} ({mixture.where})"
+            lines.append(f"  {mixture.path or 'the model'}: {mixture.size} experts, {chosen}: {state}")
     if parameters:
         lines += ["", "parameters"]
         for name, axes in analysis.parameter_axes.items():
@@ -104,6 +122,10 @@ def describe(analysis: Analysis, *, parameters: bool = True) -> str:
     if analysis.solver.constraints:
         lines += ["", "sizes that must agree"]
         lines += [f"  {constraint} ({constraint.where})" for constraint in analysis.solver.constraints[:40]]
+    unknown = unknown_operators(analysis)
+    if unknown:
+        lines += ["", "operators that are not followed (a rule is a few lines: see docs/axis_rules.md)"]
+        lines += [f"  {operator}" for operator in unknown]
     lines += [f"note: {note}" for note in analysis.notes]
     return "\n".join(lines)
 
