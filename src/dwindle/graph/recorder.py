@@ -29,7 +29,15 @@ from dwindle.graph.expressions import Dimension, Expression, Operation, TaggedFl
 from dwindle.graph.module_calls import ModuleCall, recorded_calls
 from dwindle.graph.opaque import OpaqueTarget, opaque_modules, recorded_as_nodes, structure
 from dwindle.graph.rules.registry import opaque_kinds
-from dwindle.graph.stand_ins import assigned_tensors, attributes_kept, own_object, stand_ins, to_meta
+from dwindle.graph.stand_ins import (
+    assigned_tensors,
+    attributes_kept,
+    empty_caches,
+    own_object,
+    stand_ins,
+    tensor_dictionaries,
+    to_meta,
+)
 from dwindle.graph.tagging import tagged_integers
 from dwindle.graph.trace import Choice, Node, Trace, Value
 
@@ -328,13 +336,16 @@ def record(
     Raises:
         CaptureError: The model itself fails on the inputs.
     """
-    attempts = [device] if device is not None else ["meta", "real"]
+    devices = [device] if device is not None else ["meta", "real"]
+    # what was computed from parameters and kept is not followed: it is computed again, where the model can do that
+    emptied = [tensor_dictionaries(model), []] if tensor_dictionaries(model) else [[]]
     failure: Exception | None = None
-    for attempt in attempts:
-        try:
-            return _record_once(model, tuple(args), dict(kwargs or {}), training, attempt, turned)
-        except Exception as error:
-            failure = error
+    for caches in emptied:
+        for attempt in devices:
+            try:
+                return _record_once(model, tuple(args), dict(kwargs or {}), training, attempt, turned, caches)
+            except Exception as error:
+                failure = error
     raise CaptureError(
         f"{type(model).__name__} could not be run on the example inputs in "
         f"{'training' if training else 'evaluation'} mode: {type(failure).__name__}: {failure}"
@@ -347,7 +358,13 @@ def _restore_modes(modes: dict[nn.Module, bool]) -> None:
 
 
 def _record_once(
-    model: nn.Module, args: Any, kwargs: Any, training: bool, device: str, turned: int | None
+    model: nn.Module,
+    args: Any,
+    kwargs: Any,
+    training: bool,
+    device: str,
+    turned: int | None,
+    emptied: list[tuple[str, str]],
 ) -> Trace:
     recording = _Recording()
     recording.turned = turned
@@ -365,6 +382,7 @@ def _record_once(
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(attributes_kept(model))
+        empty_caches(model, emptied)
         opaque = opaque_modules(model, opaque_kinds())
         if opaque and device == "meta":
             raise CaptureError("opaque modules run on real values")
@@ -438,4 +456,5 @@ def _record_once(
         recording.plain,
         assigned,
         recording.choices,
+        caches=emptied,
     )

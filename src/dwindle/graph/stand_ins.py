@@ -92,10 +92,10 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
         yield
     finally:
         for held, items in contents:
-            if type(held) is dict and held.keys() != items.keys():
+            if type(held) is dict and not _same(list(held.items()), list(items.items())):
                 held.clear()
                 held.update(items)
-            elif type(held) is list and len(held) != len(items):
+            elif type(held) is list and not _same(list(enumerate(held)), list(enumerate(items))):
                 held[:] = items
         for module, saved in before:
             fields = vars(module)
@@ -104,6 +104,31 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
             for key, held in saved.items():
                 if fields.get(key) is not held:
                     fields[key] = held
+
+
+def _same(first: list[tuple[Any, Any]], second: list[tuple[Any, Any]]) -> bool:
+    return len(first) == len(second) and all(
+        key is other and a is b for (key, a), (other, b) in zip(first, second, strict=True)
+    )
+
+
+def tensor_dictionaries(model: nn.Module) -> list[tuple[str, str]]:
+    """Path of the module and name of every plain dictionary attribute that holds tensors only: it may be a cache."""
+    return [
+        (path, key)
+        for path, module in modules_of(model)
+        for key, held in vars(module).items()
+        if type(held) is dict
+        and key not in _TORCHS_OWN
+        and held
+        and all(isinstance(item, torch.Tensor) for item in held.values())
+    ]
+
+
+def empty_caches(model: nn.Module, caches: list[tuple[str, str]]) -> None:
+    """Empty the dictionaries that :func:`tensor_dictionaries` named: what they held no longer fits."""
+    for path, key in caches:
+        vars(model.get_submodule(path))[key].clear()
 
 
 def assigned_tensors(model: nn.Module) -> Iterator[tuple[str, torch.Tensor]]:
@@ -141,7 +166,9 @@ def _detached(held: Any, memo: dict[int, Any], depth: int) -> None:
         if not held.is_leaf:
             memo[id(held)] = held.detach().clone()
     elif depth and not isinstance(held, nn.Module | type | str | bytes):
-        items: Any = held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else ()
+        items: Any = (
+            held.values() if isinstance(held, dict) else held if isinstance(held, list | tuple) else ()
+        )
         for item in (*items, *getattr(held, "__dict__", {}).values()):
             _detached(item, memo, depth - 1)
 

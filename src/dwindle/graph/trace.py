@@ -162,6 +162,7 @@ class Trace:
             the weight there), by name.
         choices: Where Python read values of tensors, in order.
         notes: What the user should know about the recording.
+        caches: Path and name of dictionaries of tensors that the model fills anew when they are empty.
     """
 
     nodes: list[Node]
@@ -181,6 +182,7 @@ class Trace:
     assigned: dict[str, Value] = field(default_factory=dict)
     choices: list[Choice] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
+    caches: list[tuple[str, str]] = field(default_factory=list)
 
     def live_nodes(self, *, sizes: bool = False) -> list[Node]:
         """Return the nodes that the outputs depend on; calls that change a tensor in place always count.
