@@ -29,6 +29,7 @@ _SIZE_ARGUMENTS: dict[str, tuple[int, ...]] = {
     **dict.fromkeys(("zeros", "ones", "empty", "full", "rand", "randn"), (0,)),
     **dict.fromkeys(("layer_norm", "native_layer_norm", "rms_norm", "repeat_interleave"), (1,)),
     **dict.fromkeys(("split", "split_with_sizes", "group_norm"), (1,)),
+    **dict.fromkeys(("channel_shuffle", "native_channel_shuffle"), (1,)),
     "unflatten": (2,),
     "slice": (2, 3),
     "narrow": (2, 3),
@@ -240,7 +241,10 @@ def _only_copied(nodes: list[Node]) -> set[int]:
         id(node)
         for node in nodes
         if node.name == "expand"
-        and all(own.name == "copy_" and own.args[0] is not node.output for own in users.get(id(node.output), [node]))
+        and all(
+            own.name == "copy_" and own.args[0] is not node.output
+            for own in users.get(id(node.output), [node])
+        )
     }
 
 

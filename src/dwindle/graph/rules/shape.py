@@ -301,4 +301,5 @@ def channel_shuffle(node: Node, scope: Scope) -> None:
     data = next(node.inputs())
     groups = int(node.args[1])
     outer, inner = algebra.reshape([data.axes[1]], [groups, data.shape[1] // groups], scope.where)
+    scope.observe(groups, [outer])
     node.output.axes = [data.axes[0], algebra.product([inner, outer]), *data.axes[2:]]
