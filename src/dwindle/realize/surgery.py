@@ -174,7 +174,12 @@ def _add_biases(model: nn.Module, plan: Plan, steps: list[Undo], modules: dict[i
 def _owner(model: nn.Module, path: str) -> Any:
     owner: Any = model
     for part in path.split(".") if path else []:
-        owner = owner[part] if isinstance(owner, nn.ModuleDict) else getattr(owner, part)
+        try:
+            owner = owner[part] if isinstance(owner, nn.ModuleDict) else getattr(owner, part)
+        except (AttributeError, KeyError) as error:
+            raise RealizeError(
+                f"the plan changes {path!r}, which {type(model).__name__} does not have"
+            ) from error
     return owner
 
 
