@@ -6,6 +6,7 @@ from dwindle.graph import axes as algebra
 from dwindle.graph.axes import Axis
 from dwindle.graph.rules import rule_for
 from dwindle.graph.rules.registry import Scope, freeze_everything
+from dwindle.graph.shuffles import PASSING
 from dwindle.graph.trace import Node, Trace
 
 
@@ -30,7 +31,7 @@ def propagate(traces: list[Trace]) -> tuple[dict[str, list[Axis]], Scope]:
             value.axes = [algebra.leaf(size, "model input") for size in value.shape]
         live = trace.live_nodes()
         for node in live:
-            _apply(node, scope)
+            apply_rule(node, scope)
         _apply_unread(trace, live, scope)
         scope.node = None
         for name, value in trace.assigned.items():
@@ -55,7 +56,7 @@ def _apply_unread(trace: Trace, live: list[Node], scope: Scope) -> None:
             continue
         data = next(node.inputs(), None)
         if not _is_any_part(node) or data is None or not data.axes:
-            _apply(node, scope)
+            apply_rule(node, scope)
             continue
         rest = [axis for place, axis in enumerate(data.axes) if place != _dim(node, len(data.axes))]
         sizes = list(node.output.shape)
@@ -88,13 +89,16 @@ def _freeze_diagonals(traces: list[Trace], parameter_axes: dict[str, list[Axis]]
         algebra.freeze_diagonals(axis)
 
 
-def _apply(node: Node, scope: Scope) -> None:
+def apply_rule(node: Node, scope: Scope) -> None:
     """Run the rule of one call; what cannot be followed is frozen."""
     scope.node = node
     for value in node.inputs():
         if not value.axes and value.shape:
             reason = "a constant tensor that no module owns" if value.kind == "constant" else "not recorded"
             value.axes = [algebra.leaf(size, reason, node.where) for size in value.shape]
+        if node.name not in PASSING:
+            for axis in value.axes:
+                algebra.collapse(axis, node.where)
     rule = rule_for(node)
     if rule is None:
         scope.unknown.append(node)
