@@ -17,10 +17,10 @@ from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
 from dwindle.graph.counts import count_of
 from dwindle.graph.expressions import FUNCTIONS, Attribute, Dimension, Expression, Operation, variables
-from dwindle.graph.positions import kept_positions
 from dwindle.graph.rules.creation import CREATIONS
 from dwindle.graph.rules.registry import expressions_for, recorded_value
 from dwindle.graph.trace import Node, Trace, Value
+from dwindle.realize.mask_inside import MaskInside, masks_inside
 
 #: Arguments that hold sizes, by operator; every other integer is a dimension, a stride or the like.
 _SIZE_ARGUMENTS: dict[str, tuple[int, ...]] = {
@@ -44,13 +44,6 @@ _SIZE_ARGUMENTS: dict[str, tuple[int, ...]] = {
 }
 
 Call = Callable[..., Any]
-
-
-def spread(small: torch.Tensor, dim: int, index: torch.Tensor, size: int) -> torch.Tensor:
-    """Return a tensor of ``size`` along ``dim`` with ``small`` at ``index`` and zeros elsewhere."""
-    shape = list(small.shape)
-    shape[dim] = size
-    return small.new_zeros(shape).index_copy(dim, index, small)
 
 
 class Replay:
@@ -83,11 +76,7 @@ class Replay:
         self.call = call
         self.device = device
         self.env: dict[int, Any] = {}
-        self.mixing = {
-            id(mixing.node)
-            for mixing in analysis.scope.mixings
-            if any(leaf in keep for axis in mixing.axes for leaf in axis.leaves())
-        }
+        self.inside = {} if small else masks_inside(analysis.scope.mixings, keep, analysis.memory)
         self.observed: dict[tuple[int, int], tuple[list[Axis], int]] = {}
         for observation in analysis.scope.observations:
             number = recorded_value(observation.expression)
@@ -125,17 +114,20 @@ class Replay:
         return self.env[id(value)]
 
     def _node(self, node: Node) -> None:
-        restricted = id(node) in self.mixing and not self.small
+        mask = self.inside.get(id(node))
+        whole = mask.run(self._value) if mask is not None else None
+        if whole is not None:
+            self.env[id(node.output)] = whole
+            return
+        restricted = mask.counts if mask is not None else None
         places = _SIZE_ARGUMENTS.get(
             node.name.removesuffix("_") if node.name not in _SIZE_ARGUMENTS else node.name, ()
         )
         args = tuple(
-            self._sizes(node, argument, restricted)
-            if place in places
-            else self._argument(argument, restricted)
+            self._sizes(node, argument, restricted) if place in places else self._argument(argument, mask)
             for place, argument in enumerate(node.args)
         )
-        kwargs = {key: self._argument(argument, restricted) for key, argument in node.kwargs.items()}
+        kwargs = {key: self._argument(argument, mask) for key, argument in node.kwargs.items()}
         if node.name == "narrow" and len(args) > 3:
             # start and length may be the same number: they are told apart by their order
             args = (*args[:2], *self._sizes(node, [int(number) for number in node.args[2:4]], restricted))
@@ -143,35 +135,21 @@ class Replay:
             kwargs["scale"] = node.args[0].shape[-1] ** -0.5  # as recorded, whatever the width is now
         result = self.call(node.target, args, kwargs)
         if node.output_spec == "one":
-            self.env[id(node.output)] = self._spread(result, node.output) if restricted else result
+            self.env[id(node.output)] = mask.spread(result, node.output) if mask is not None else result
         elif node.output_spec == "list":
             for number, output in enumerate(node.outputs):
                 item = self.call(operator.getitem, (result, number), {})
-                self.env[id(output)] = self._spread(item, output) if restricted else item
+                self.env[id(output)] = mask.spread(item, output) if mask is not None else item
 
-    def _argument(self, argument: Any, restricted: bool) -> Any:
+    def _argument(self, argument: Any, mask: MaskInside | None) -> Any:
         if isinstance(argument, Value):
             tensor = self._value(argument)
-            return self._restrict(tensor, argument) if restricted else tensor
+            return mask.applied(tensor, argument) if mask is not None else tensor
         if isinstance(argument, list | tuple):
-            return [self._argument(item, restricted) for item in argument]
+            return [self._argument(item, mask) for item in argument]
         return self.device if isinstance(argument, torch.device) else argument
 
-    def _restrict(self, tensor: Any, value: Value) -> Any:
-        for dim, axis in enumerate(value.axes):
-            index = kept_positions(axis, self.keep, self.analysis.memory)
-            if index is not None:
-                tensor = self.call(torch.index_select, (tensor, dim, index), {})
-        return tensor
-
-    def _spread(self, tensor: Any, value: Value) -> Any:
-        for dim, axis in enumerate(value.axes):
-            index = kept_positions(axis, self.keep, self.analysis.memory)
-            if index is not None:
-                tensor = self.call(spread, (tensor, dim, index, axis.size), {})
-        return tensor
-
-    def _sizes(self, node: Node, argument: Any, restricted: bool) -> Any:
+    def _sizes(self, node: Node, argument: Any, restricted: dict[Axis, int] | None) -> Any:
         if isinstance(argument, list | tuple):
             expressions = expressions_for(node, argument)
             return [
@@ -182,7 +160,7 @@ class Replay:
             ]
         if isinstance(argument, int) and not isinstance(argument, bool):
             return self._size(node, argument, expressions_for(node, [argument])[0], None, restricted)
-        return self._argument(argument, restricted)
+        return self._argument(argument, None)
 
     def _sized_axis(self, node: Node, place: int, length: int) -> Axis | None:
         """Axis that a size in a list argument belongs to."""
@@ -199,14 +177,21 @@ class Replay:
         return None
 
     def _size(
-        self, node: Node, number: int, expression: Expression, axis: Axis | None, restricted: bool
+        self,
+        node: Node,
+        number: int,
+        expression: Expression,
+        axis: Axis | None,
+        restricted: dict[Axis, int] | None,
     ) -> Any:
+        """A size as it is now; ``restricted`` counts the indices that a call with the mask inside it sees."""
         axes, sign = ([axis], 1) if axis is not None else self.observed.get((id(node), number), ([], 1))
-        cut = any(leaf in self.keep for own in axes for leaf in own.leaves())
+        counts = self.counts if restricted is None else restricted
+        cut = any(leaf in counts for own in axes for leaf in own.leaves())
         dimensions = [variable for variable in variables(expression) if isinstance(variable, Dimension)]
         readable = bool(dimensions) and all(id(variable.value) in self.env for variable in dimensions)
         if cut and (restricted or (self.small and not readable)):
-            return sign * sum(count_of(own, self.counts) for own in axes)
+            return sign * sum(count_of(own, counts) for own in axes)
         # a size that the code reads from tensors may have the batch inside: it is read again
         return self._emit(expression) if (readable if cut else dimensions) else number
 
