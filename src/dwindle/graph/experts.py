@@ -17,7 +17,7 @@ from dwindle.graph.trace import Node, Trace, Value
 _SCORES = frozenset(
     {"softmax", "_softmax", "log_softmax", "sigmoid", "to", "_to_copy", "add", "sub", "mul", "div", "neg", "exp",
      "float", "contiguous", "clone", "view", "reshape", "softplus", "dropout", "masked_fill", "where", "relu",
-     "clamp", "detach", "alias", "tanh", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "sqrt"}
+     "clamp", "detach", "alias", "tanh", "scatter", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "sqrt"}
 )  # fmt: skip
 _CHOICES = frozenset({"topk", "argmax", "max", "sort", "argsort"})
 _LINEAR = frozenset({"linear", "addmm", "mm", "matmul", "einsum"})
@@ -72,17 +72,16 @@ def find_mixtures(traces: list[Trace]) -> list[Mixture]:
             continue
         for parameter, rows in _maps(node):
             size = parameter.shape[rows]
-            if size < 2 or node.output.shape[-1] != size or parameter.name in found:
+            if size < 2 or node.output.shape[-1] != size:
                 continue
-            choice = _choice(node.output, size, users)
-            if choice is None:
-                continue
-            mixture = _mixture(trace, node.output, parameter, rows, choice)
-            if mixture is None:
-                continue
-            if id(node.output) in outputs:
-                mixture.reason = mixture.reason or _SCORES_LEAVE
-            found[parameter.name] = mixture
+            choice = _choice(node.output, size, users, outputs)
+            mixture = found.get(parameter.name)
+            if mixture is None and choice.node is not None:
+                mixture = _mixture(trace, node.output, parameter, rows, choice)
+            if mixture is not None:
+                found[parameter.name] = mixture
+                if choice.leaves:
+                    mixture.reason = mixture.reason or _SCORES_LEAVE
     for mixture in found.values():
         if sum(other.path == mixture.path for other in found.values()) > 1:
             mixture.reason = mixture.reason or _OTHER_ROUTERS
@@ -91,11 +90,14 @@ def find_mixtures(traces: list[Trace]) -> list[Mixture]:
 
 @dataclass(slots=True)
 class _Choice:
-    """Where experts are chosen, how many at most, and whether by groups; none where all of them are weighed."""
+    """Where experts are chosen, how many at most (none where all are weighed), whether by groups, and whether the
+    scores or the numbers of the chosen ones are outputs of the model.
+    """
 
-    node: Node
-    chosen: int
-    grouped: bool
+    node: Node | None
+    chosen: int = 0
+    grouped: bool = False
+    leaves: bool = False
 
 
 def _users(trace: Trace) -> dict[int, list[Node]]:
@@ -127,23 +129,26 @@ def _maps(node: Node) -> Iterator[tuple[Value, int]]:
                 yield source, (0 if node.name == "linear" else 1) ^ (turned % 2)
 
 
-def _choice(scores: Value, size: int, users: dict[int, list[Node]]) -> _Choice | None:
+def _choice(scores: Value, size: int, users: dict[int, list[Node]], outputs: set[int]) -> _Choice:
     """Follow the scores of the experts to where some are chosen, or to the softmax that weighs them all."""
     waiting, seen = [(scores, False)], set()
     soft: Node | None = None
-    choices: list[_Choice] = []
+    choices: list[tuple[Node, int, bool]] = []
+    leaves = False
     while waiting:
         value, grouped = waiting.pop(0)
         if id(value) in seen:
             continue
         seen.add(id(value))
+        leaves |= id(value) in outputs
         for node in users.get(id(value), []):
             name = node.name.removesuffix("_")
             if name in _CHOICES:
                 whole = bool(value.shape) and value.shape[-1] == size
                 if whole or grouped:
                     count = int(node.argument("k", 1)) if name == "topk" else 1
-                    choices.append(_Choice(node, count, not whole))
+                    choices.append((node, count, not whole))
+                    leaves |= any(id(own) in outputs for own in node.outputs)
             elif name in _SCORES and node.outputs:
                 output = node.output
                 if name in _SOFTMAX and output.shape[-1] == size and soft is None:
@@ -152,10 +157,11 @@ def _choice(scores: Value, size: int, users: dict[int, list[Node]]) -> _Choice |
                 if not split or name in ("view", "reshape", "unflatten"):
                     waiting.append((output, split))
     if choices:
-        return _Choice(
-            choices[0].node, max(own.chosen for own in choices), any(own.grouped for own in choices)
-        )
-    return _Choice(soft, 0, False) if soft is not None else None
+        # experts that are chosen one after another leave several choices of one
+        single = sum(node.name != "topk" for node, _, _ in choices)
+        most = max(single, *(count for _, count, _ in choices))
+        return _Choice(choices[0][0], most, any(grouped for _, _, grouped in choices), leaves)
+    return _Choice(soft, leaves=leaves)
 
 
 def _mixture(trace: Trace, scores: Value, router: Value, rows: int, choice: _Choice) -> Mixture | None:
@@ -179,7 +185,7 @@ def _mixture(trace: Trace, scores: Value, router: Value, rows: int, choice: _Cho
     for name, value in trace.parameters.items():
         if name.rpartition(".")[0] == holder and name != router.name and value.shape == (size,):
             own.tensors[name] = 0
-    own.where = choice.node.where
+    own.where = choice.node.where if choice.node is not None else ""
     own.reason = _GROUPED if choice.grouped else None
     return own
 

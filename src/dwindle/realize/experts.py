@@ -258,17 +258,20 @@ class MaskedRouters(TorchDispatchMode):
             gone[keep] = False
             self.gone[weight.untyped_storage().data_ptr()] = name, gone
         self.now: tuple[str, torch.Tensor] | None = None
+        self.used = False
 
     def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
         name = func._schema.name.split("::")[1]
         if name in _LINEAR:
+            if self.used:  # the experts run: the choice is made
+                self.now, self.used = None, False
             result = func(*args, **(kwargs or {}))
             flat = [item for own in args for item in (own if isinstance(own, list | tuple) else [own])]
             for item in flat:
                 if isinstance(item, torch.Tensor):
                     found = self.gone.get(item.untyped_storage().data_ptr())
                     if found is not None and result.shape[-1] == found[1].numel():
-                        self.now = found
+                        self.now, self.used = found, False
                         return result.masked_fill(found[1].to(result.device), float("-inf"))
             return result
         data = args[0] if args else None
@@ -277,6 +280,7 @@ class MaskedRouters(TorchDispatchMode):
             if data.shape[-1] == gone.numel() and data.is_floating_point():
                 data = data.masked_fill(gone.to(data.device), float("-inf"))
                 result = func(data, *args[1:], **(kwargs or {}))
+                self.used = True
                 indices = result[1] if isinstance(result, tuple | list) else result
                 if name in ("topk", "argmax", "max") and indices.dtype is torch.int64:
                     self.taken[router].update(indices.flatten().tolist())
