@@ -232,6 +232,7 @@ class _Recorder(TorchDispatchMode):
             tensors, spec = [], "none"
         node = Node(func, own_args, own_kwargs, [], spec, recording.modules[-1], _where())
         node.sizes, node.floats = recording.sizes, recording.floats
+        node.strides = args[0].stride() if node.name == "as_strided" else None
         for tensor in tensors:
             if not isinstance(tensor, torch.Tensor):
                 node.outputs.append(Value("result", "", (), torch.int64, producer=node))

@@ -63,6 +63,7 @@ class Node:
         where: Source line in the user's code, ``"file.py:12"``.
         sizes: The integers among the call's arguments, in order, as expressions (plain integers are literals).
         floats: Tagged floats among the call's arguments.
+        strides: How the first argument lay in memory, for operators that address memory.
     """
 
     target: Any
@@ -74,6 +75,7 @@ class Node:
     where: str
     sizes: list[Expression] | None = None
     floats: list[Expression] | None = None
+    strides: tuple[int, ...] | None = None
 
     def __repr__(self) -> str:
         return f"<{self.name} in {self.module or 'the root module'} at {self.where}>"

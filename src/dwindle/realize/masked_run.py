@@ -7,6 +7,7 @@ those of the parameters by the same rules, one call after the other.
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Mapping
 from types import SimpleNamespace
 from typing import Any
@@ -33,8 +34,8 @@ def cloned(axis: Axis, memory: dict[Axis, Axis]) -> Axis:
     if axis is UNIT:
         return UNIT
     if axis not in memory:
-        parts = tuple(cloned(part, memory) for part in axis.parts)
-        memory[axis] = Axis(axis.size, axis.kind, parts, axis.frozen, axis.where)
+        memory[axis] = copy.copy(axis)
+        memory[axis].parts = tuple(cloned(part, memory) for part in axis.parts)
         memory[axis].before = tuple(cloned(piece, memory) for piece in axis.before)
         memory[axis].selector = cloned(axis.selector, memory) if axis.selector is not None else None
     return memory[axis]
@@ -46,14 +47,14 @@ class _OneCall(Replay):
     def __init__(
         self, node: Node, scope: Scope, keep: dict[Axis, torch.Tensor], device: torch.device
     ) -> None:
-        self.analysis: Any = SimpleNamespace(scope=scope, memory={})
+        self.analysis: Any = SimpleNamespace(memory={})
         self.keep = keep
         self.counts = {leaf: int(chosen.sum()) for leaf, chosen in keep.items()}
         self.small = False
         self.call = eager_call
         self.device = device
         self.env = {}
-        self.inside = masks_inside(self.analysis, keep)
+        self.inside = masks_inside(scope.mixings, keep)
         self.observed = {}
         for observation in scope.observations:
             number = int(recorded_value(observation.expression))
@@ -107,16 +108,15 @@ class MaskedRun(TorchDispatchMode):
         ]
         scope = Scope()
         apply_rule(node, scope)
-        if scope.unknown and any(
-            leaf in self.keep for value in node.inputs() for axis in value.axes for leaf in axis.leaves()
-        ):
+        going_in = (leaf for value in node.inputs() for axis in value.axes for leaf in axis.leaves())
+        if scope.unknown and any(leaf in self.keep for leaf in going_in):
             raise RealizeError(f"{node.name} is not followed, and an axis that is cut goes into it")
         self.keep = {leaf.find(): chosen for leaf, chosen in self.keep.items()}
         if any(leaf.kind != LEAF for leaf in self.keep):
             raise RealizeError(f"{node.name} cuts an axis in a way that no recording did")
-        if any(
-            leaf in self.keep for mixing in scope.mixings for axis in mixing.axes for leaf in axis.leaves()
-        ):
+        mixed = (leaf for mixing in scope.mixings for axis in mixing.axes for leaf in axis.leaves())
+        empty = any(0 in value.shape for value in node.inputs())  # an expert that gets no token
+        if not empty and any(leaf in self.keep for leaf in mixed):
             tensors = self._masked(node, scope, tensors)
             result = tensors[0] if node.output_spec == "one" else type(result)(tensors)
         for item, value in zip(tensors, node.outputs, strict=True):

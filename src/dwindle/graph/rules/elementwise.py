@@ -46,7 +46,6 @@ _ALSO_POINTWISE = (
     "square",
     "to",
     "_to_copy",
-    "type_as",
     "where",
     "zero_",
     "zeros_like",
@@ -107,6 +106,12 @@ def _factors(node: Node) -> list[Expression]:
     ):
         return []
     return [*(node.floats or []), *(node.sizes or [])]
+
+
+@rule("type_as")
+def type_as(node: Node, scope: Scope) -> None:
+    """Of the second tensor only the type is used."""
+    node.output.axes = list(next(node.inputs()).axes)
 
 
 @rule("prelu", "_prelu_kernel")

@@ -124,8 +124,40 @@ def _pool_rank(name: str) -> int:
     "fractional_max_pool2d",
 )
 def pool(node: Node, scope: Scope) -> None:
-    """Space shrinks, channels stay."""
-    _window(node, scope, _pool_rank(node.name))
+    """Space shrinks, channels stay; so does a dimension whose window is one index wide."""
+    rank = _pool_rank(node.name)
+    data = next(node.inputs())
+    untouched = _one_wide(node, rank) if not node.name.lstrip("_").startswith("adaptive") else []
+    if untouched:
+        channels = len(data.axes) - rank - 1
+        scope.freeze(
+            [a for d, a in enumerate(data.axes) if d > channels and d - len(data.axes) not in untouched],
+            "spatial",
+        )
+        node.outputs[0].axes = [
+            axis if size == axis.size else scope.leaf(size, "spatial")
+            for axis, size in zip(data.axes, node.output.shape, strict=True)
+        ]
+        for output in node.outputs[1:]:
+            output.axes = list(node.output.axes)
+        return
+    _window(node, scope, rank)
+
+
+def _one_wide(node: Node, rank: int) -> list[int]:
+    """Dimensions, counted from the end, over which a pool's window does not reach."""
+
+    def numbers(name: str, default: list[int]) -> list[int]:
+        found = [int(item) for item in node.argument(name, default) or default]
+        return found * rank if len(found) == 1 else found
+
+    kernel = numbers("kernel_size", [2] * rank)
+    stride, padding = numbers("stride", kernel), numbers("padding", [0] * rank)
+    return [
+        place - rank
+        for place, (size, step, pad) in enumerate(zip(kernel, stride, padding, strict=True))
+        if (size, step, pad) == (1, 1, 0)
+    ]
 
 
 @rule(

@@ -222,6 +222,11 @@ def slice_(node: Node, scope: Scope) -> None:
     data = next(node.inputs())
     dim = int(node.argument("dim", 0)) % len(data.shape)
     size, axes = data.shape[dim], list(data.axes)
+    if node.name == "narrow" and isinstance(node.args[2], Value):
+        scope.freeze([data.axes[dim]], "cut where a tensor says")
+        axes[dim] = scope.leaf(node.output.shape[dim], "cut where a tensor says")
+        node.output.axes = axes
+        return
     if node.name == "narrow":
         start, step = int(node.args[2]) % max(size, 1), 1
         end = start + int(node.args[3])

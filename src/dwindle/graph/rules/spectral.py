@@ -44,7 +44,28 @@ def short_time(node: Node, scope: Scope) -> None:
     freeze_everything(node, scope, f"{node.name} mixes its input by Fourier transforms")
 
 
-@rule("as_strided", "as_strided_scatter", "set_")
+@rule("as_strided")
+def windows(node: Node, scope: Scope) -> None:
+    """Windows over memory: a dimension with the size and the step of one of the input is that dimension."""
+    data = next(node.inputs())
+    sizes, steps = [int(size) for size in node.args[1]], [int(step) for step in node.args[2]]
+    reason = "cut into windows of memory"
+    if node.strides is None or node.argument("storage_offset"):
+        freeze_everything(node, scope, reason)
+        return
+    own = list(zip(data.shape, node.strides, strict=True))
+    axes = []
+    used = set()
+    for size, step in zip(sizes, steps, strict=True):
+        places = [place for place, pair in enumerate(own) if pair == (size, step) and place not in used]
+        used.update(places[:1])
+        axes.append(data.axes[places[0]] if places else scope.leaf(size, reason))
+    scope.freeze([axis for place, axis in enumerate(data.axes) if place not in used], reason)
+    node.output.axes = axes
+    scope.observe_each(sizes, axes)
+
+
+@rule("as_strided_scatter", "set_")
 def strided(node: Node, scope: Scope) -> None:
     """Looks at memory, not at dimensions."""
     freeze_everything(node, scope, f"{node.name} addresses memory, not dimensions")
