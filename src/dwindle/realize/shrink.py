@@ -28,6 +28,7 @@ from dwindle.realize.plan import AttributeChange, Plan
 from dwindle.realize.rewrite import rewrite
 from dwindle.realize.scales import Scaling, apply_scalings, plan_scalings
 from dwindle.realize.surgery import cut, drop_blocks, tensor_slots
+from dwindle.realize.training_proof import prove_in_training
 from dwindle.realize.verify import Verification, proof_dtype, prove, widened_copy
 
 Keep = dict[Axis, torch.Tensor]
@@ -262,6 +263,12 @@ def shrink(
             return prove(analysis, keep, masked, make_small, masking=masking(experts))
 
         verification = prove_depth(model, analysis, plan, depth, blocks, proven, notes)
+        if biases is None and not rewritten and not experts:
+            # constants that were folded hold for running statistics only, so masks of the user's own stay out of it
+            masked = widened_copy(model, proof_dtype(model))
+            mask(masked, plan)
+            note = prove_in_training(analysis, keep, masked, make_small)
+            notes += [note] if note else []
         notes += prove_experts(model, analysis, mixtures, experts) if experts else []
         verification.seconds = seconds["prove"] = time.perf_counter() - started
     stand_ins = [removal.path for removal in plan.blocks if not removal.deleted]

@@ -24,6 +24,7 @@ from dwindle.graph.axes import Axis
 from dwindle.graph.capture import larger_batch
 from dwindle.graph.recorder import main_outputs
 from dwindle.graph.stand_ins import attributes_kept, copied, empty_caches, own_object
+from dwindle.graph.trace import Trace
 from dwindle.realize.replay import Replay, eager_call
 
 #: Above this many parameter elements the proof runs in float32.
@@ -277,8 +278,18 @@ def replayed(
     keep: dict[Axis, torch.Tensor],
     variants: list[tuple[Any, Any]],
     dtype: torch.dtype,
+    trace: Trace | None = None,
 ) -> list[list[torch.Tensor] | None]:
-    """Outputs of the masked model with the mask applied inside operators that combine a cut axis."""
+    """Outputs of the masked model with the mask applied inside operators that combine a cut axis.
+
+    Args:
+        analysis: The axes.
+        masked: The masked model.
+        keep: What is cut.
+        variants: Inputs.
+        dtype: Precision.
+        trace: The recording to replay, where it is not that of evaluation mode.
+    """
     from dwindle.realize.surgery import _held, tensor_slots
 
     slots = {name: _held(*holders[0]) for name, holders in tensor_slots(masked).items()}
@@ -286,7 +297,9 @@ def replayed(
     device = next((tensor.device for tensor in slots.values()), torch.device("cpu"))
     with precise(dtype):
         for variant in variants:
-            replay = Replay(analysis, analysis.trace, keep, small=False, call=eager_call, device=device)
+            replay = Replay(
+                analysis, trace or analysis.trace, keep, small=False, call=eager_call, device=device
+            )
             inputs = [item for item in pytree.tree_leaves(_copies(variant)) if isinstance(item, torch.Tensor)]
             torch.manual_seed(0)
             flat = replay.run(lambda name: slots[name], inputs)
