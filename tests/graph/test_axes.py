@@ -13,11 +13,12 @@ from hypothesis import strategies as st
 
 from dwindle.graph import axes as algebra
 from dwindle.graph import expressions
-from dwindle.graph.axes import CONCATENATION, LEAF, PRODUCT, Axis
+from dwindle.graph.axes import CONCATENATION, LEAF, PARALLEL, PRODUCT, Axis
 from dwindle.graph.counts import CountSolver, count_of
 from dwindle.graph.expressions import Attribute, Dimension, TaggedInt, evaluate
 from dwindle.graph.positions import kept_positions, positions
 from dwindle.graph.rules.registry import Scope
+from dwindle.graph.shuffles import observe_shuffles
 from dwindle.graph.trace import Value
 
 FAST = settings(max_examples=150, deadline=None, derandomize=True)
@@ -125,6 +126,9 @@ class _Program:
                 ["reshape", "reshape", "permute", "split", "shuffle", "repeat_cat", "add", "square"]
             )
         )
+        if kind not in ("reshape", "permute"):
+            for axis in axes:
+                algebra.collapse(axis)  # as is done before every operator that does not merely pass axes on
         if kind == "square":
             edge = math.isqrt(math.prod(shape))
             if edge**2 != math.prod(shape) or edge == 1:
@@ -167,6 +171,8 @@ class _Program:
         else:
             twins = [other for other, own in enumerate(self.shapes) if own == shape]
             other = self.draw(st.sampled_from(twins))
+            for axis in self.axes[other]:
+                algebra.collapse(axis)
             for first, second in zip(axes, self.axes[other], strict=True):
                 algebra.unify(first, second)
             self._add(("add", source, other), list(axes))
@@ -211,16 +217,84 @@ def _leaves(program: _Program) -> list[Axis]:
 @given(programs(), st.randoms(use_true_random=False))
 @settings(max_examples=500, deadline=None, derandomize=True)
 def test_removing_then_computing_is_computing_then_removing(program: _Program, random: object) -> None:
+    assert_removal_commutes(program, random)
+
+
+@st.composite
+def shuffles(draw: st.DrawFn) -> _Program:
+    """Channel shuffles in a row, with cuts anywhere between them: parts of two widths, even and odd."""
+    program = _Program(draw)
+    parts, width = draw(st.integers(2, 3)), draw(st.integers(2, 9))
+    program.steps, program.shapes = [("base",)], [(parts * width,)]
+    program.axes = [[algebra.leaf(parts * width)]]
+    for _ in range(draw(st.integers(1, 3))):
+        source, (axis,) = len(program.steps) - 1, program.axes[-1]
+        borders = set(range(width, parts * width, width))
+        borders |= draw(st.sets(st.integers(1, parts * width - 1), max_size=2))
+        pieces = algebra.split(axis, np.diff([0, *sorted(borders), parts * width]).tolist())
+        chosen = list(range(len(pieces)))
+        program._add(("pieces", source, 0, pieces, chosen), [algebra.concatenation(pieces)])
+        program._add(("reshape", source + 1), algebra.reshape(program.axes[-1], [parts, width]))
+        program._add(("permute", source + 2, (1, 0)), program.axes[-1][::-1])
+        program._add(("reshape", source + 3), algebra.reshape(program.axes[-1], [parts * width]))
+    return program
+
+
+@given(shuffles(), st.randoms(use_true_random=False))
+@settings(max_examples=500, deadline=None, derandomize=True)
+def test_shuffles_with_cuts_anywhere_commute_with_removal(program: _Program, random: object) -> None:
+    assert_removal_commutes(program, random)
+
+
+def test_an_odd_shuffle_stays_free_and_its_parts_keep_other_indices() -> None:
+    first, second = Axis(5), Axis(5)
+    groups, inner = algebra.reshape([algebra.concatenation([first, second])], [2, 5])
+    assert inner.kind == PARALLEL
+    (shuffled,) = algebra.reshape([inner, groups], [10])
+    low, high = algebra.split(shuffled, [5, 5])
+    assert _free(low)
+    assert _free(high)
+    assert [own.size for own in [*first.leaves(), *second.leaves()]] == [3, 2, 2, 3]
+    scope = Scope()
+    observe_shuffles([inner, shuffled, low, high], scope)
+    free = [*first.leaves(), *second.leaves()]
+    counts = CountSolver(scope, [], free).solve({free[0]: 2, free[1]: 1, free[2]: 1, free[3]: 1})
+    assert [counts[own] for own in free] == [2, 1, 1, 2]
+    keep = {free[0]: [1, 2], free[1]: [1], free[2]: [0], free[3]: [0, 2]}
+    masks = {
+        own: torch.zeros(own.size, dtype=torch.bool).index_fill(0, torch.tensor(index), True)
+        for own, index in keep.items()
+    }
+    # first keeps 1, 2, 4 and second keeps 0, 2, 4: in turn they stand at 2, 1, 4, 5, 8, 9 of the full axis
+    assert kept_positions(shuffled, masks).tolist() == [2, 1, 4, 5, 8, 9]  # type: ignore[union-attr]
+    assert kept_positions(low, masks).tolist() == [2, 1, 4]  # type: ignore[union-attr]
+    assert kept_positions(high, masks).tolist() == [0, 3, 4]  # type: ignore[union-attr]
+
+
+def test_any_other_use_of_parallel_parts_makes_them_one_axis() -> None:
+    first, second = Axis(6), Axis(6)
+    _, inner = algebra.reshape([algebra.concatenation([first, second])], [2, 6])
+    row = Axis(6)
+    algebra.unify(inner, row)
+    assert first.find() is second.find() is row.find()
+    _, other = algebra.reshape([algebra.concatenation([Axis(6), Axis(6)])], [2, 6])
+    assert algebra.collapse(other).kind == LEAF
+
+
+def assert_removal_commutes(program: _Program, random: object) -> None:
+    """Run a program on full arrays and on cut ones: the results are the same but for what was cut."""
+    every = [axis for axes in program.axes for axis in axes]
+    for axis in every:
+        algebra.freeze_diagonals(axis)
+    scope = Scope()
+    observe_shuffles(every, scope)
+    free = [own for own in _leaves(program) if own.frozen is None]
+    wanted = {own: random.randint(1, own.size) for own in free}  # type: ignore[attr-defined]
+    counts = CountSolver(scope, [], free).solve(wanted)
     keep: dict[Axis, torch.Tensor] = {}
-    for axes in program.axes:
-        for axis in axes:
-            algebra.freeze_diagonals(axis)
-    for own in _leaves(program):
-        if own.frozen is None:
-            chosen = torch.tensor([random.random() < 0.6 for _ in range(own.size)])  # type: ignore[attr-defined]
-            chosen[random.randrange(own.size)] = True  # type: ignore[attr-defined]
-            keep[own] = chosen
-    counts = {own: int(chosen.sum()) for own, chosen in keep.items()}
+    for own in free:
+        keep[own] = torch.zeros(own.size, dtype=torch.bool)
+        keep[own][random.sample(range(own.size), counts[own])] = True  # type: ignore[attr-defined]
 
     def kept(number: int) -> list[np.ndarray]:
         found = []
@@ -240,6 +314,8 @@ def test_removing_then_computing_is_computing_then_removing(program: _Program, r
             start += size
     computed, reduced = program.run({}, whole), program.run(counts, small)
     for number, array in enumerate(computed):
+        if any(axis.find().kind == PARALLEL for axis in program.axes[number]):
+            continue  # one position stands for other indices in each part
         removed = array[np.ix_(*kept(number))]
         assert removed.shape == reduced[number].shape
         assert (removed == reduced[number]).all(), program.steps

@@ -21,11 +21,16 @@ from dwindle.graph.positions import Positions, positions
 from dwindle.graph.propagate import propagate
 from dwindle.graph.rules.registry import Scope
 from dwindle.graph.scales import Compensation, find_compensations
+from dwindle.graph.shuffles import observe_shuffles, shuffled_leaves
 from dwindle.graph.trace import Trace, Value
 
 #: Axes smaller than this are not pruned (gates, the three of q, k, v); heads have their own limit.
 SMALLEST_AXIS = 4
 SMALLEST_HEADS = 2
+
+
+#: What is normalized over is an embedding; norms written by hand take a mean (of squares) over it.
+_NORMALIZING = ("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "mean", "var", "var_mean", "std")
 
 
 @dataclass(eq=False, slots=True)
@@ -209,6 +214,11 @@ def analyse_traces(
             surgery in place; a rewritten graph can change it.
     """
     parameter_axes, scope = propagate(traces)
+    every = [axis for axes in parameter_axes.values() for axis in axes]
+    every += [
+        axis for trace in traces for node in trace.nodes for value in node.outputs for axis in value.axes
+    ]
+    observe_shuffles(every, scope)
     observe_own_sizes(traces, parameter_axes, scope)
     equalities = [pair for trace in traces for pair in trace.equalities]
     scope.literals_bind = literals
@@ -252,7 +262,7 @@ def analyse_traces(
             )
         )
     by_axis = {info.axis: info for info in infos}
-    _select(parameter_axes, traces, by_axis, prefer)
+    _select(every, by_axis, prefer)
     candidates = [info.axis for info in infos if info.selected]
     notes = [*(note for trace in traces for note in trace.notes), *notes]
     for name, where in dict.fromkeys((node.name, node.where) for node in scope.unknown):
@@ -301,7 +311,7 @@ class _Kinds:
         self.normalized = {
             leaf
             for mixing in scope.mixings
-            if mixing.node.name in ("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm")
+            if mixing.node.name in _NORMALIZING
             for axis in mixing.axes
             for leaf in axis.leaves()
         }
@@ -322,17 +332,14 @@ class _Kinds:
         )
 
 
-def _select(
-    parameter_axes: dict[str, list[Axis]], traces: list[Trace], by_axis: dict[Axis, AxisInfo], prefer: str
-) -> None:
+def _select(every: list[Axis], by_axis: dict[Axis, AxisInfo], prefer: str) -> None:
     """Choose the axes that shrink: free, large enough, and one factor of each product."""
+    pieces = shuffled_leaves(every)
     for info in by_axis.values():
         smallest = SMALLEST_HEADS if info.kind == "heads" else SMALLEST_AXIS
+        smallest = 2 if info.axis in pieces else smallest
         info.selected = info.frozen_reason is None and info.size >= smallest
     seen: set[Axis] = set()
-    every = [axis for axes in parameter_axes.values() for axis in axes]
-    for trace in traces:
-        every += [axis for node in trace.nodes for value in node.outputs for axis in value.axes]
     for axis in every:
         root = axis.find()
         if root not in seen:

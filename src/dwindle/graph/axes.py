@@ -7,7 +7,9 @@ axis is, :mod:`dwindle.graph.unification` how two become one, :mod:`dwindle.grap
 from dwindle.graph.regrouping import reshape
 from dwindle.graph.structures import (
     CONCATENATION,
+    INTERLEAVED,
     LEAF,
+    PARALLEL,
     PRODUCT,
     UNIT,
     Axis,
@@ -15,25 +17,32 @@ from dwindle.graph.structures import (
     factors,
     freeze,
     freeze_diagonals,
+    interleaved,
     leaf,
     occurs,
+    parallel,
     product,
     segments,
 )
-from dwindle.graph.unification import split, unify
+from dwindle.graph.unification import collapse, split, unify
 
 __all__ = [
     "CONCATENATION",
+    "INTERLEAVED",
     "LEAF",
+    "PARALLEL",
     "PRODUCT",
     "UNIT",
     "Axis",
+    "collapse",
     "concatenation",
     "factors",
     "freeze",
     "freeze_diagonals",
+    "interleaved",
     "leaf",
     "occurs",
+    "parallel",
     "product",
     "reshape",
     "segments",

@@ -7,12 +7,13 @@ constraints are repaired, so the search ends, at the latest with the full size.
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Iterable, Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from dwindle.graph.axes import LEAF, PRODUCT, Axis
+from dwindle.graph.axes import LEAF, PARALLEL, PRODUCT, Axis
 from dwindle.graph.expressions import (
     Attribute,
     Dimension,
@@ -35,6 +36,8 @@ def count_of(axis: Axis, counts: Counts) -> int:
     axis = axis.find()
     if axis.kind == LEAF:
         return counts.get(axis, axis.size)
+    if axis.kind == PARALLEL:
+        return count_of(axis.parts[0], counts)
     parts = [count_of(part, counts) for part in axis.parts]
     return math.prod(parts) if axis.kind == PRODUCT else sum(parts)
 
@@ -81,6 +84,7 @@ class CountSolver:
         self, scope: Scope, equalities: Iterable[tuple[Expression, Expression]], candidates: Iterable[Axis]
     ) -> None:
         self.candidates = set(candidates)
+        self.turns = set(scope.turns)
         self.definitions: dict[Attribute, list[Axis]] = {}
         self.constraints: list[Constraint] = []
         seen: set[Any] = set()
@@ -175,6 +179,19 @@ class CountSolver:
                     visit([axis])
         return list(found.values())
 
+    def extended(self) -> CountSolver:
+        """Return a solver with the same constraints, to which more can be added without changing this one."""
+        twin = copy.copy(self)
+        twin.constraints = list(self.constraints)
+        return twin
+
+    def require(self, left: Expression, right: list[Axis] | Expression, where: str) -> None:
+        """Add a constraint: ``left`` equals the summed size of axes, or another expression."""
+        constraint = Constraint(left, right, 1, where)
+        constraint.leaves = self._leaves(constraint)
+        if constraint.leaves:
+            self.constraints.append(constraint)
+
     # evaluating
 
     def value_of(self, counts: Counts) -> Callable[[Attribute | Dimension], Any]:
@@ -230,14 +247,27 @@ class CountSolver:
             for constraint in violated:
                 if not self.holds(constraint, counts):
                     self._repair(constraint, counts, free, multiple)
-        for constraint in pending:
-            for leaf in constraint.leaves:
-                counts[leaf] = leaf.size
+        for leaf in self._bound_to(constraint for constraint in pending if not self.holds(constraint, counts)):
+            counts[leaf] = leaf.size
         return self.solve(counts, 1) if any(not self.holds(c, counts) for c in self.constraints) else counts
+
+    def _bound_to(self, violated: Iterable[Constraint]) -> set[Axis]:
+        """Leaves of the given constraints and of all that share leaves with them."""
+        found = {leaf for constraint in violated for leaf in constraint.leaves}
+        size = -1
+        while size < len(found):
+            size = len(found)
+            for constraint in self.constraints:
+                if not found.isdisjoint(constraint.leaves):
+                    found.update(constraint.leaves)
+        return found
 
     def _repair(self, constraint: Constraint, counts: Counts, free: set[Axis], multiple: Multiple) -> None:
         """Raise the counts of one violated constraint as little as possible."""
         leaves = [leaf for leaf in constraint.leaves if leaf in free and counts[leaf] < leaf.size]
+        if leaves and any(leaf in self.turns for leaf in constraint.leaves):
+            self._raise_the_last(constraint, counts, leaves)
+            return
         best: tuple[float, tuple[int, ...], tuple[Axis, ...]] | None = None
         for leaf in leaves:
             number = self._smallest(constraint, counts, leaf, multiple)
@@ -253,6 +283,20 @@ class CountSolver:
             return
         for leaf in leaves:
             counts[leaf] = leaf.size
+
+    def _raise_the_last(self, constraint: Constraint, counts: Counts, leaves: list[Axis]) -> None:
+        """Give one index back to the leaf that kept the smallest share, among those that bring the sides together.
+
+        Pieces of a shuffle depend on each other in many constraints, whose solutions have nearly equal shares.
+        """
+        here = abs(self.gap(constraint, counts))
+        order = sorted(leaves, key=lambda leaf: (counts[leaf] / leaf.size, leaf.number))
+        better = (
+            leaf
+            for leaf in order
+            if abs(self.gap(constraint, {**counts, leaf: counts[leaf] + 1})) < here
+        )
+        counts[next(better, order[0])] += 1
 
     def _repair_pair(
         self, constraint: Constraint, counts: Counts, leaves: list[Axis], multiple: Multiple
@@ -300,6 +344,19 @@ def _has_division(expression: Expression) -> bool:
     if isinstance(expression, Operation):
         return expression.name in ("floordiv", "mod", "pow") or any(map(_has_division, expression.operands))
     return False
+
+
+def summed_size(axes: list[Axis]) -> Expression:
+    """The summed size of axes, as an expression."""
+    total: Expression = Dimension(_Sized(axes[0]), 0)
+    for axis in axes[1:]:
+        total = Operation("add", (total, Dimension(_Sized(axis), 0)))
+    return total
+
+
+def sized(axis: Axis) -> Any:
+    """Return what stands for a tensor of one dimension, ``axis``, in expressions over sizes."""
+    return _Sized(axis)
 
 
 @dataclass(eq=False, slots=True)

@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from dwindle.graph.analysis import Analysis, AxisInfo
-from dwindle.graph.axes import CONCATENATION, LEAF, Axis
+from dwindle.graph.axes import CONCATENATION, LEAF, PRODUCT, Axis
 from dwindle.graph.unknown import unknown_operators
 
 
@@ -15,9 +15,11 @@ def structure(analysis: Analysis, axis: Axis) -> str:
     if axis.kind == LEAF:
         info = analysis.by_axis.get(axis)
         return f"{axis.size} {info.kind}" if info is not None else str(axis.size)
-    sign = " + " if axis.kind == CONCATENATION else " x "
+    sign = {CONCATENATION: " + ", PRODUCT: " x "}.get(axis.kind, " in turn with ")
     parts = [structure(analysis, part) for part in axis.parts]
-    return sign.join(f"({part})" if sign == " x " and " + " in part else part for part in parts)
+    return sign.join(
+        f"({part})" if sign != " + " and (" + " in part or " in turn " in part) else part for part in parts
+    )
 
 
 def to_json(analysis: Analysis) -> dict[str, Any]:

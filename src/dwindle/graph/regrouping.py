@@ -8,18 +8,21 @@ from collections.abc import Sequence
 from dwindle.graph.structures import (
     CONCATENATION,
     LEAF,
+    PARALLEL,
     PRODUCT,
     UNIT,
     Axis,
     concatenation,
     factors,
     freeze,
+    interleaved,
     leaf,
+    parallel,
     product,
     refine,
     segments,
 )
-from dwindle.graph.unification import give_up, unify
+from dwindle.graph.unification import collapse, give_up, unify
 
 
 def reshape(axes: Sequence[Axis], sizes: Sequence[int], where: str | None = None) -> list[Axis]:
@@ -60,6 +63,7 @@ def _regroup(axes: list[Axis], sizes: list[int], where: str | None) -> list[Axis
     """Axes of ``sizes`` whose product is the product of ``axes``."""
     if len(axes) == 1 and len(sizes) == 1:
         return [axes[0].find()]
+    axes = _paired(axes, where)
     if len(sizes) == 1:
         return [product(axes)]
     if len(axes) == 1 and axes[0].find().kind == LEAF:
@@ -70,12 +74,35 @@ def _regroup(axes: list[Axis], sizes: list[int], where: str | None) -> list[Axis
     return _take_factors(whole, sizes, where)
 
 
+def _paired(axes: list[Axis], where: str | None) -> list[Axis]:
+    """Flatten parallel axes with their selectors, in either order; collapse those that stand alone."""
+    result: list[Axis] = []
+    for axis in axes:
+        axis = axis.find()
+        last = result[-1].find() if result else None
+        if axis.kind == PARALLEL and last is not None and _selects(last, axis):
+            result[-1] = concatenation(axis.parts)
+        elif last is not None and last.kind == PARALLEL and _selects(axis, last):
+            result[-1] = interleaved(last.parts)
+        else:
+            result.append(axis)
+    return [collapse(axis, where) for axis in result]
+
+
+def _selects(selector: Axis, axis: Axis) -> bool:
+    return axis.selector is not None and axis.selector.find() is selector
+
+
 def _take_factors(whole: Axis, sizes: list[int], where: str | None) -> list[Axis]:
     """Cut a structured axis into row-major factors of ``sizes``."""
     parts = [leaf(size) for size in sizes]
     inner = math.prod(sizes[1:])
     if whole.find().kind == CONCATENATION:
         groups = _grouped(segments(whole), inner)
+        if groups is not None and len(sizes) == 2 and all(group.size == inner for group in groups):
+            parts[0] = leaf(sizes[0], "numbers the parts of a concatenation", where)
+            parts[1] = parallel(groups, parts[0])
+            return parts
         if groups is not None:
             outer = [leaf(group.find().size // inner) for group in groups]
             for group, part in zip(groups, outer, strict=True):

@@ -3,6 +3,11 @@
 An :class:`Axis` is a node of a union-find forest. It is a *leaf* (channels of a stage, heads, tokens), a
 *product* of axes (a row-major flattening, outermost factor first) or a *concatenation* of axes. What
 cannot be related is *frozen*: never pruned, always safe.
+
+A channel shuffle makes two more kinds. Where a concatenation of equal segments is viewed as (segments, width), the
+width is *parallel*: at segment g it stands for the indices of segment g, so that segments need equal counts but not
+equal indices. Where the segments then become the inner dimension, the flattened axis is *interleaved*: its positions
+take one index of each part in turn.
 """
 
 from __future__ import annotations
@@ -13,6 +18,7 @@ from dataclasses import dataclass, field
 from itertools import count
 
 LEAF, PRODUCT, CONCATENATION = "leaf", "product", "concatenation"
+PARALLEL, INTERLEAVED = "parallel", "interleaved"
 
 _numbers = count()
 
@@ -23,10 +29,12 @@ class Axis:
 
     Attributes:
         size: Number of indices.
-        kind: ``"leaf"``, ``"product"`` or ``"concatenation"``.
-        parts: The factors (outermost first) or the segments; empty for a leaf.
+        kind: ``"leaf"``, ``"product"``, ``"concatenation"``, ``"parallel"`` or ``"interleaved"``.
+        parts: The factors (outermost first), the segments, or what takes turns; empty for a leaf.
         frozen: Why no index of this axis may be removed; None when it is free.
         where: Source line of what froze it, ``"file.py:12"``, when known.
+        before: Of an interleaved axis: the pieces of the same whole in front of it, whose size says whose turn it is.
+        selector: Of a parallel axis: the dimension that says which part is meant.
     """
 
     size: int
@@ -35,6 +43,8 @@ class Axis:
     frozen: str | None = None
     where: str | None = None
     parent: Axis | None = None
+    before: tuple[Axis, ...] = ()
+    selector: Axis | None = None
     number: int = field(default_factory=lambda: next(_numbers))
 
     def find(self) -> Axis:
@@ -60,7 +70,7 @@ class Axis:
         axis = self.find()
         if axis.kind == LEAF:
             return f"{axis.size}{'!' if axis.frozen else ''}#{axis.number}"
-        sign = " x " if axis.kind == PRODUCT else " + "
+        sign = {PRODUCT: " x ", CONCATENATION: " + ", PARALLEL: " | ", INTERLEAVED: " ~ "}[axis.kind]
         return "(" + sign.join(repr(part) for part in axis.parts) + ")"
 
 
@@ -145,6 +155,27 @@ def concatenation(parts: Sequence[Axis]) -> Axis:
     if len(flat) == 1:
         return flat[0]
     return Axis(sum(segment.size for segment in flat), CONCATENATION, tuple(flat))
+
+
+def parallel(parts: Sequence[Axis], selector: Axis) -> Axis:
+    """Return the axis that stands for one of ``parts`` (of equal size), as the index on ``selector`` says."""
+    return Axis(parts[0].size, PARALLEL, tuple(parts), selector=selector)
+
+
+def interleaved(parts: Sequence[Axis], before: Sequence[Axis] = ()) -> Axis:
+    """Return the axis whose positions take one index of each part in turn.
+
+    Args:
+        parts: What takes turns. Their sizes differ by one at most.
+        before: Pieces of the same whole in front of it: position 0 belongs to part ``sum of sizes % len(parts)``.
+    """
+    # a piece of size 1 is no UNIT: whose turn it is still depends on the pieces before
+    return Axis(sum(part.size for part in parts), INTERLEAVED, tuple(parts), before=tuple(before))
+
+
+def turns(start: int, end: int, part: int, parts: int) -> int:
+    """How many of the positions ``start <= t < end`` belong to one of the parts that take turns."""
+    return (end - part + parts - 1) // parts - (start - part + parts - 1) // parts
 
 
 def occurs(needle: Axis, haystack: Axis) -> bool:

@@ -11,33 +11,42 @@ from collections.abc import Iterable, Sequence
 
 from dwindle.graph.structures import (
     CONCATENATION,
+    INTERLEAVED,
     LEAF,
+    PARALLEL,
     PRODUCT,
     Axis,
     concatenation,
     factors,
     freeze,
+    interleaved,
     leaf,
     occurs,
     product,
     refine,
     segments,
+    turns,
 )
 
 
 def unify(first: Axis, second: Axis, where: str | None = None) -> None:
     """State that two axes are the same axis: index i of one always goes with index i of the other."""
-    first, second = first.find(), second.find()
+    first, second = collapse(first, where), collapse(second, where)
     if first is second:
         return
     if first.size != second.size:
         freeze(first, f"meets an axis of another size ({second.size})", where)
         freeze(second, f"meets an axis of another size ({first.size})", where)
         return
+    if first.size == 1:
+        return
     if first.kind == LEAF:
         refine(first, second)
     elif second.kind == LEAF:
         refine(second, first)
+    elif INTERLEAVED in (first.kind, second.kind):
+        _unify_interleaved(first, second, where)
+        return
     elif first.kind == PRODUCT and second.kind == PRODUCT:
         _unify_products(first, second, where)
     elif first.kind == CONCATENATION and second.kind == CONCATENATION:
@@ -47,6 +56,49 @@ def unify(first: Axis, second: Axis, where: str | None = None) -> None:
     else:
         _unify_mixed(first, second, where)
     _merge(first, second)
+
+
+def _unify_interleaved(first: Axis, second: Axis, where: str | None) -> None:
+    """An interleaved axis meets something that is no leaf."""
+    if first.kind != INTERLEAVED:
+        first, second = second, first
+    same = second.kind == INTERLEAVED and len(first.parts) == len(second.parts)
+    if same and _terms(first.before) == _terms(second.before):
+        for one, other in zip(first.parts, second.parts, strict=True):
+            unify(one, other, where)
+    elif second.kind == CONCATENATION:
+        _unify_mixed(first, second, where)
+    elif second.kind == PRODUCT and not first.before and factors(second)[-1].size == len(first.parts):
+        *outer, inner = factors(second)
+        freeze(inner, "numbers the parts of a shuffle", where)
+        for part in first.parts:
+            unify(part, product(outer), where)
+    else:
+        give_up([first, second], "a shuffled axis meets an axis in another order", where)
+
+
+def _terms(axes: Iterable[Axis]) -> list[tuple[int, ...]]:
+    """What the total size of some axes is the sum of: leaves, and products of leaves."""
+    found: list[tuple[int, ...]] = []
+    for axis in axes:
+        own = axis.find()
+        if own.kind in (CONCATENATION, INTERLEAVED):
+            found += _terms(own.parts)
+        else:
+            found.append(tuple(leaf.number for leaf in own.leaves()))
+    return sorted(found)
+
+
+def collapse(axis: Axis, where: str | None = None) -> Axis:
+    """Return ``axis`` without choice: the parts of a parallel axis become one axis."""
+    axis = axis.find()
+    if axis.kind != PARALLEL:
+        return axis
+    for part in axis.parts[1:]:
+        unify(axis.parts[0], part, where)
+    one = axis.parts[0].find()
+    axis.parent = one
+    return one
 
 
 def _merge(first: Axis, second: Axis) -> None:
@@ -148,6 +200,10 @@ def split(axis: Axis, sizes: Sequence[int], where: str | None = None) -> list[Ax
                 freeze(part, axis.frozen, axis.where)
         refine(axis, Axis(axis.size, CONCATENATION, tuple(parts)))
         return parts
+    if axis.kind == PARALLEL:
+        return split(collapse(axis, where), sizes, where)
+    if axis.kind == INTERLEAVED:
+        return _split_interleaved(axis, sizes, where)
     if axis.kind == PRODUCT:
         flat = factors(axis)
         inner = math.prod(factor.size for factor in flat[1:])
@@ -161,6 +217,25 @@ def split(axis: Axis, sizes: Sequence[int], where: str | None = None) -> list[Ax
             axis.parent = replacement
         return pieces
     return _split_concatenation(axis, sizes, where)
+
+
+def _split_interleaved(axis: Axis, sizes: Sequence[int], where: str | None) -> list[Axis]:
+    """Cut every part where its turns cross a border; the pieces go on taking turns."""
+    count = len(axis.parts)
+    start = sum(piece.size for piece in axis.before)
+    columns: list[list[Axis]] = []
+    for number, part in enumerate(axis.parts):
+        own, position = [], start
+        for size in sizes:
+            own.append(turns(position, position + size, number, count))
+            position += size
+        cut = iter(split(part, [size for size in own if size], where))
+        columns.append([next(cut) if size else Axis(0, frozen="empty") for size in own])
+    pieces: list[Axis] = []
+    for place in range(len(sizes)):
+        parts = [column[place] for column in columns]
+        pieces.append(interleaved(parts, [*axis.before, *pieces]))
+    return pieces
 
 
 def _split_concatenation(axis: Axis, sizes: Sequence[int], where: str | None) -> list[Axis]:

@@ -60,6 +60,7 @@ class Scope:
     scales: list[tuple[Node, Expression]] = field(default_factory=list)
     plain: list[tuple[str, Expression]] = field(default_factory=list)
     same_counts: list[list[Axis]] = field(default_factory=list)
+    turns: set[Axis] = field(default_factory=set)
     unknown: list[Node] = field(default_factory=list)
     heads: list[Axis] = field(default_factory=list)
     head_widths: list[Axis] = field(default_factory=list)
