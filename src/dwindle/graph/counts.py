@@ -249,7 +249,9 @@ class CountSolver:
                     self._repair(constraint, counts, free, multiple)
         for leaf in self._bound_to(constraint for constraint in pending if not self.holds(constraint, counts)):
             counts[leaf] = leaf.size
-        return self.solve(counts, 1) if any(not self.holds(c, counts) for c in self.constraints) else counts
+        unsolved = any(not self.holds(c, counts) for c in self.constraints)
+        # a constraint that does not hold at full size either (a wish of the caller's) ends the repair
+        return self.solve(counts, 1) if unsolved and counts != desired else counts
 
     def _bound_to(self, violated: Iterable[Constraint]) -> set[Axis]:
         """Leaves of the given constraints and of all that share leaves with them."""

@@ -40,8 +40,8 @@ def axis_scores(
     places = dict.fromkeys(place for info in infos for place in info.parameter_dims)
     for name, dim in places:
         tensor = tensors.get(name)
-        if tensor is None or tensor.dim() < 2 or not tensor.is_floating_point():
-            continue
+        if tensor is None or tensor.dim() < 2 or not tensor.is_floating_point() or tensor.is_meta:
+            continue  # on the meta device every index scores the same
         own = criterion(tensor.detach(), dim).double().cpu()
         for leaf, index in analysis.positions(name, dim).items():
             if leaf not in wanted:
@@ -69,13 +69,22 @@ def ratio_of(info: AxisInfo, ratio: float, by_name: Mapping[str, float]) -> floa
     return ratio
 
 
-def local_counts(infos: list[AxisInfo], ratio: float, by_name: Mapping[str, float]) -> Counts:
-    """Every axis keeps the same share of its indices (halves are rounded up; at least one stays)."""
-    return {info.axis: max(1, int(info.size * (1 - ratio_of(info, ratio, by_name)) + 0.5)) for info in infos}
+def local_counts(
+    infos: list[AxisInfo], ratio: float, by_name: Mapping[str, float], minimum: int = 1
+) -> Counts:
+    """Every axis keeps the same share of its indices (halves are rounded up), and no fewer than ``minimum``."""
+    return {
+        info.axis: max(min(minimum, info.size), int(info.size * (1 - ratio_of(info, ratio, by_name)) + 0.5))
+        for info in infos
+    }
 
 
 def global_counts(
-    infos: list[AxisInfo], ratio: float, scores: Mapping[Axis, torch.Tensor], largest_ratio: float
+    infos: list[AxisInfo],
+    ratio: float,
+    scores: Mapping[Axis, torch.Tensor],
+    largest_ratio: float,
+    minimum: int = 1,
 ) -> Counts:
     """One threshold for all axes: the least important share of all indices goes, wherever it lies."""
     if not infos:
@@ -86,7 +95,8 @@ def global_counts(
     counts = {}
     for info in infos:
         kept = int((scores[info.axis] >= threshold).sum())
-        counts[info.axis] = max(kept, 1, int(info.size * (1 - largest_ratio) + 0.5))
+        least = min(minimum, info.size)
+        counts[info.axis] = max(kept, least, int(info.size * (1 - largest_ratio) + 0.5))
     return counts
 
 

@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import copy
 import heapq
 from collections import Counter
 from collections.abc import Iterator, Mapping
 from fractions import Fraction
 from itertools import count
+from typing import Any
 
 from dwindle.realize.blueprint import Blueprint, Setting, Size, Sizes, label_of, settings_of
 
 _Values = dict[Setting, int]
 _WIDTH = 12
 _SECOND = 96
+_MOST_TRIES = 400
 
 
 class NotDescribedError(Exception):
@@ -41,6 +44,7 @@ class ConfigSearch:
         self.base = base
         self.present: dict[Setting, int | None] = dict(settings_of(blueprint.config))
         self.responses: dict[Setting, tuple[int, Sizes]] = {}
+        self._signatures: dict[Size, tuple[tuple[Setting, int | None], ...]] = {}
         for setting, number in self.present.items():
             found = blueprint.response(setting, number)
             if found is not None and any(
@@ -48,14 +52,23 @@ class ConfigSearch:
             ):
                 self.responses[setting] = found
 
+    def aimed_at(self, target: Sizes) -> ConfigSearch:
+        """Return a search for another target; what the integers do need not be observed again."""
+        twin = copy.copy(self)
+        twin.target = target
+        return twin
+
     def signature(self, key: Size) -> tuple[tuple[Setting, int | None], ...]:
         """How a size answers to every integer; empty where nothing changes it."""
-        own = self.base.get(key)
-        return tuple(
-            (setting, sizes.get(key))
-            for setting, (_, sizes) in self.responses.items()
-            if sizes.get(key) != own
-        )
+        found = self._signatures.get(key)
+        if found is None:
+            own = self.base.get(key)
+            found = self._signatures[key] = tuple(
+                (setting, sizes.get(key))
+                for setting, (_, sizes) in self.responses.items()
+                if sizes.get(key) != own
+            )
+        return found
 
     def check_uniform(self) -> None:
         """Refuse a target in which one integer would need two values.
@@ -80,11 +93,25 @@ class ConfigSearch:
                     f"but {settings} gives both the same size"
                 )
 
-    def mismatches(self, values: Mapping[Setting, int]) -> dict[Size, tuple[int | None, int | None]] | None:
-        """Sizes that differ from the target; None where the class refuses the config."""
+    def mismatches(
+        self, values: Mapping[Setting, int], *, build: bool
+    ) -> tuple[bool | None, dict[Size, tuple[int | None, int | None]]]:
+        """Whether the class builds a config (None: not tried), and the sizes that differ from the target.
+
+        Args:
+            values: The config.
+            build: Build it in any case. Otherwise only a config that should give the target is built, and others
+                are judged by their predicted sizes, as those are that the class refuses: its reason may be a check
+                of two integers of which one is not yet as it will be.
+        """
+        sizes = self.blueprint.sizes(values) if build else None
+        wrong = self._wrong(self.predicted(values) if sizes is None else sizes)
+        if build or wrong:
+            return (sizes is not None if build else None), wrong
         sizes = self.blueprint.sizes(values)
-        if sizes is None:
-            return None
+        return (False, wrong) if sizes is None else (True, self._wrong(sizes))
+
+    def _wrong(self, sizes: Sizes) -> dict[Size, tuple[int | None, int | None]]:
         have = observables(sizes, self.target)
         return {
             key: (have.get(key), self.target.get(key))
@@ -92,46 +119,91 @@ class ConfigSearch:
             if have.get(key) != self.target.get(key)
         }
 
-    def solutions(self) -> Iterator[_Values]:
-        """Yield configs that give exactly the wanted sizes, the nearest first, until the builds are used up."""
-        numbers = count()
-        first = self.mismatches({})
-        assert first is not None  # the unchanged config was built in the constructor
-        queue: list[tuple[int, int, int, _Values]] = [(len(first), 0, next(numbers), {})]
-        seen: set[frozenset[tuple[Setting, int]]] = {frozenset()}
-        while queue and self.blueprint.remaining > 0:
-            left, _, _, values = heapq.heappop(queue)
-            if not left:
-                yield values
+    def predicted(self, values: Mapping[Setting, int]) -> Sizes:
+        """Sizes for a config, if every size is a product of what its integers were seen to do."""
+        found = dict(self.base)
+        for key in self.target:
+            if key not in found:
                 continue
-            wrong = self.mismatches(values) or {}
+            number, offset = Fraction(found[key]), Fraction(0)
+            for setting, answer in self.signature(key):
+                present, tried = self.present[setting], self.responses[setting][0]
+                now = values.get(setting, present)
+                if answer is None or now is None or now == present:
+                    continue
+                if present is None:
+                    number, offset = Fraction(now * answer, tried), Fraction(0)
+                    break
+                if answer * present == self.base[key] * tried:
+                    number *= Fraction(now, present)
+                elif answer * tried == self.base[key] * present:
+                    number *= Fraction(present, now)
+                else:
+                    offset += Fraction(answer - self.base[key], tried - present) * (now - present)
+            found[key] = int(number + offset)
+        return found
+
+    def solutions(self) -> Iterator[_Values]:
+        """Yield configs that give exactly the wanted sizes, the nearest first, until the tries are used up.
+
+        A config that should give them but that the class refuses ends the search; it stays in ``refused``.
+        """
+        self.refused: _Values | None = None
+        found = False
+        for values, builds in self._search(build=False):
+            if not builds:
+                self.refused = values
+                return
+            found = True
+            yield values
+        if not found:
+            yield from (values for values, _ in self._search(build=True))
+
+    def _search(self, *, build: bool) -> Iterator[tuple[_Values, bool]]:
+        numbers = count()
+        queue: list[tuple[int, int, int, bool | None, _Values, dict[Size, Any]]] = []
+        seen: set[frozenset[tuple[Setting, int]]] = set()
+
+        def enter(values: _Values) -> None:
+            key = frozenset(values.items())
+            if key not in seen:
+                seen.add(key)
+                builds, wrong = self.mismatches(values, build=build)
+                heapq.heappush(queue, (len(wrong), len(values), next(numbers), builds, values, wrong))
+
+        enter({})
+        while queue and self.blueprint.remaining > 0 and len(seen) < _MOST_TRIES:
+            left, _, _, builds, values, wrong = heapq.heappop(queue)
+            if not left:
+                yield values, bool(builds)
+                continue
             for setting, number in self._proposals(values, wrong):
                 trial = {**values, setting: number}
                 if number == self.present[setting]:
                     del trial[setting]
-                key = frozenset(trial.items())
-                if key in seen:
-                    continue
-                seen.add(key)
-                found = self.mismatches(trial)
-                if found is not None:
-                    heapq.heappush(queue, (len(found), len(trial), next(numbers), trial))
+                enter(trial)
 
     def _proposals(
         self, values: _Values, wrong: Mapping[Size, tuple[int | None, int | None]]
     ) -> list[tuple[Setting, int]]:
         """Single changes that would mend some of what is wrong, those that mend the most first."""
         votes: Counter[tuple[Setting, int]] = Counter()
+        alike: Counter[tuple[int, int, Any]] = Counter()
+        example: dict[tuple[int, int, Any], Size] = {}
         for key, (have, want) in wrong.items():
-            if have is None or want is None or have <= 0 or want <= 0:
-                continue
-            for setting, (tried, sizes) in self.responses.items():
-                answer = sizes.get(key)
-                if answer is None or answer == self.base.get(key):
+            if have is not None and want is not None and have > 0 and want > 0 and key in self.base:
+                identity = have, want, (self.base[key], self.signature(key))
+                alike[identity] += 1
+                example[identity] = key
+        for identity, number_of in alike.items():
+            have, want, (_, signature) = identity
+            for setting, answer in signature:
+                if answer is None:
                     continue
-                for number in self._values_for(setting, values, key, have, want, tried, answer):
+                tried = self.responses[setting][0]
+                for number in self._values_for(setting, values, example[identity], have, want, tried, answer):
                     if number.denominator == 1 and number > 0:
-                        votes[setting, int(number)] += 1
+                        votes[setting, int(number)] += number_of
         return [proposal for proposal, _ in votes.most_common(_WIDTH)]
 
     def _values_for(

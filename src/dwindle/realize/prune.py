@@ -27,10 +27,13 @@ from dwindle.realize.choose_blocks import select_blocks
 from dwindle.realize.cost import CostModel
 from dwindle.realize.experts import choose_experts, left_mixtures
 from dwindle.realize.plan import Plan
-from dwindle.realize.shrink import ShrinkResult, liven, shrink, zero_removed
+from dwindle.realize.shrink import Keep, ShrinkResult, liven, shrink, zero_removed
 from dwindle.realize.surgery import _held, tensor_slots
+from dwindle.realize.uniform import Uniformity
 
 _COSTS = ["macs", "params", "bytes"]
+#: How often indices are chosen anew because the config would not describe them.
+_MOST_TRIES = 6
 _SCOPES = ["local", "global"]
 _KINDS = ["channels", "heads", "head_width", "embedding", "feed_forward", "block", "expert"]
 
@@ -47,18 +50,21 @@ def prune(
     ignore: Sequence[str] = (),
     axes: Sequence[str] | None = None,
     round_to: int = 1,
+    minimum: int = 1,
     largest_ratio: float = 0.9,
     example_kwargs: Mapping[str, Any] | None = None,
     optimizer: torch.optim.Optimizer | None = None,
     verify: bool = True,
     exact: bool = False,
+    uniform: bool = False,
     analysis: Analysis | None = None,
 ) -> ShrinkResult:
     """Remove the least important channels, heads and widths of a model, in place, with proof.
 
     Args:
         model: Any module; left as it was when anything fails.
-        example_inputs: A tensor, or a tuple of positional inputs.
+        example_inputs: A tensor, or a tuple of positional inputs. A model on the ``meta`` device is planned and
+            shrunk without weights, and without proof.
         ratio: Share of the indices of each axis that goes, 0 to 1.
         target: Instead of ``ratio``: ``{"macs": 0.5}``, ``{"params": 0.3}`` or ``{"bytes": 0.3}``, the share of
             the original cost that stays (met within 2 %).
@@ -71,12 +77,15 @@ def prune(
             of each stage, the last one of a stage never unless the ratio is 1; ``"expert"`` removes whole
             experts, at least as many stay as the router chooses for one token.
         round_to: Sizes become a multiple of this.
+        minimum: At least so many indices of each axis stay.
         largest_ratio: With ``scope="global"``: the most that any axis loses.
         example_kwargs: Keyword inputs.
         optimizer: A live optimizer: its state is sliced and it goes on with the small model.
         verify: Prove in float64 that the small model equals the masked one.
         exact: Only axes whose removal equals plain masking of the parameters: no operator (a norm, a mean, a
             softmax over the axis) needs a mask inside it.
+        uniform: Only what the model's own config can describe (Hugging Face): layers that the config sizes
+            together keep equal counts, so that ``save_pretrained`` and ``from_pretrained`` give the small model.
         analysis: An analysis made before, to save the time.
 
     Raises:
@@ -84,7 +93,7 @@ def prune(
         CaptureError: The model fails on the inputs.
         RealizeError: The small model was not proven equal; the model is left as it was.
     """
-    criterion = _checked(ratio, target, importance, scope, axes, round_to)
+    criterion = _checked(ratio, target, importance, scope, axes, {"round_to": round_to, "minimum": minimum})
     inputs = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
     seconds: dict[str, float] = {}
     prefer = "head_width" if axes is not None and "head_width" in axes and "heads" not in axes else "heads"
@@ -99,7 +108,11 @@ def prune(
     infos = [
         info for info in analysis.selected() if (info.exact or not exact) and _wanted(info, axes, ignore)
     ]
-    solver = analysis.solver
+    uniformity = Uniformity(model, analysis) if uniform else None
+    solver = uniformity.solver if uniformity is not None else analysis.solver
+    if uniformity is not None:
+        able = [i for i in analysis.selected() if (i.exact or not exact) and _wanted(i, None, ignore)]
+        infos = uniformity.joined(infos, able)
     slots = {name: _held(*holders[0]) for name, holders in tensor_slots(model).items()}
     blocks = []
     if axes is not None and "block" in axes:
@@ -129,31 +142,39 @@ def prune(
     scores = axis_scores(analysis, [*infos, *lost], slots, criterion)
 
     def counts_at(own_ratio: float) -> dict:
-        others = local_counts(lost, own_ratio, ratios or {})
+        others = local_counts(lost, own_ratio, ratios or {}, minimum)
         if scope == "global":
-            return {**others, **global_counts(infos, own_ratio, scores, largest_ratio)}
-        return {**others, **local_counts(infos, own_ratio, ratios or {})}
+            return {**others, **global_counts(infos, own_ratio, scores, largest_ratio, minimum)}
+        return {**others, **local_counts(infos, own_ratio, ratios or {}, minimum)}
 
-    if target is not None and infos:
-        ((name, share),) = target.items()
-        cost = CostModel.of(analysis, [block.path for block in blocks])
-        share = min(1.0, float(share) * CostModel.of(analysis).cost(name, {}) / cost.cost(name, {}))
-        counts = counts_for_target(counts_at, solver, cost, name, share, round_to)
-    else:
-        counts = solver.solve(counts_at(float(ratio or 0.0)), round_to)
-    keep = {
-        info.axis: best_indices(scores[info.axis], counts[info.axis])
-        for info in [*infos, *lost]
-        if counts[info.axis] < info.size
-    }
+    def chosen_indices() -> Keep:
+        if target is not None and infos:
+            ((name, share),) = target.items()
+            cost = CostModel.of(analysis, [block.path for block in blocks])
+            share = min(1.0, float(share) * CostModel.of(analysis).cost(name, {}) / cost.cost(name, {}))
+            counts = counts_for_target(counts_at, solver, cost, name, share, round_to)
+        else:
+            counts = solver.solve(counts_at(float(ratio or 0.0)), round_to)
+        return {
+            info.axis: best_indices(scores[info.axis], counts[info.axis])
+            for info in [*infos, *lost]
+            if counts[info.axis] < info.size
+        }
+
+    keep = chosen_indices()
+    for _ in range(_MOST_TRIES if uniformity is not None else 0):
+        if uniformity is None or uniformity.accepts(keep):
+            break
+        keep = chosen_indices()
     chosen = time.perf_counter() - started
+    without_weights = any(parameter.is_meta for parameter in model.parameters())
     result = shrink(
         model,
         analysis,
         solver,
         keep,
         optimizer=optimizer,
-        verify=verify,
+        verify=verify and not without_weights,
         mask=_mask_for_proof,
         blocks=blocks,
         experts=experts,
@@ -177,7 +198,7 @@ def _checked(
     importance: str | Criterion,
     scope: str,
     axes: Sequence[str] | None,
-    round_to: int,
+    sizes: Mapping[str, int],
 ) -> Criterion:
     """Check every argument before any work; returns the criterion."""
     if (ratio is None) == (target is None):
@@ -198,8 +219,9 @@ def _checked(
         raise ConfigError("axes: experts are removed by ratio=, not by target=")
     for kind in axes or []:
         check_name(kind, _KINDS, "axes")
-    if round_to < 1:
-        raise ConfigError(f"round_to: {round_to} is not a positive number")
+    for name, number in sizes.items():
+        if number < 1:
+            raise ConfigError(f"{name}: {number} is not a positive number")
     if callable(importance):
         return importance
     return IMPORTANCES[check_name(importance, list(IMPORTANCES), "importance")]
