@@ -57,6 +57,25 @@ def long_text() -> dict[str, torch.Tensor]:
     return {"input_ids": tokens(32)}
 
 
+def text_with_entities() -> dict[str, torch.Tensor]:
+    """Sentences in which two entities of three words each are marked."""
+    spans = torch.tensor([[1, 2, 3, -1], [4, 5, 6, -1]])
+    return {
+        "input_ids": tokens(),
+        "attention_mask": torch.ones(2, 8, dtype=torch.int64),
+        "entity_ids": torch.randint(1, 20, (2, 2)),
+        "entity_attention_mask": torch.ones(2, 2, dtype=torch.int64),
+        "entity_position_ids": spans.expand(2, 2, 4).contiguous(),
+    }
+
+
+def picture_among_words() -> dict[str, torch.Tensor]:
+    """Sentences in which sixteen placeholders stand for the patches of a picture."""
+    words = tokens(20).clamp(max=98)
+    words[:, 2:18] = 99
+    return {"input_ids": words, "pixel_values": torch.randn(2, 3, 32, 32)}
+
+
 def sequence_pair() -> dict[str, torch.Tensor]:
     """Source and target of an encoder-decoder."""
     return {"input_ids": tokens(), "decoder_input_ids": tokens(5)}

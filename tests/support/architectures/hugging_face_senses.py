@@ -16,6 +16,7 @@ from support.architectures.hugging_face_builders import (
     SMALL,
     family,
     from_config,
+    picture_among_words,
     picture_and_text,
     spectrum,
     text,
@@ -164,7 +165,11 @@ MULTIMODAL: dict[str, Builder] = {
         image_text_hidden_size=32,
     ),
     "bridgetower": family(
-        "BridgeTower", "Model", picture_and_text, text_config=TEXT_PART, vision_config={**VISION_PART}
+        "BridgeTower",
+        "ForImageAndTextRetrieval",
+        picture_and_text,
+        text_config=TEXT_PART,
+        vision_config={**VISION_PART},
     ),
     "chinese_clip": family(
         "ChineseCLIP", "Model", picture_and_text, text_config=TEXT_PART, vision_config=VISION_PART
@@ -202,6 +207,15 @@ MULTIMODAL: dict[str, Builder] = {
         max_2d_position_embeddings=32,
         input_size=32,
         patch_size=8,
+    ),
+    "llava": family(
+        "Llava",
+        CONDITIONAL,
+        picture_among_words,
+        text_config={**TEXT_PART, "model_type": "llama", "num_key_value_heads": 2},
+        vision_config={**VISION_PART, "model_type": "clip_vision_model"},
+        image_token_id=99,
+        vision_feature_layer=-1,
     ),
     "lxmert": family(
         "Lxmert",
@@ -293,7 +307,7 @@ SERIES: dict[str, Builder] = {
         n_positions=64,
         max_ep_len=32,
     ),
-    "informer": family("Informer", "Model", past_and_future, **FORECAST),
+    "informer": family("Informer", "ForPrediction", past_and_future, **FORECAST),
     "patchtsmixer": family(
         "PatchTSMixer",
         "ForPrediction",
@@ -318,5 +332,5 @@ SERIES: dict[str, Builder] = {
         ffn_dim=128,
         prediction_length=8,
     ),
-    "time_series_transformer": family("TimeSeriesTransformer", "Model", past_and_future, **FORECAST),
+    "time_series_transformer": family("TimeSeriesTransformer", "ForPrediction", past_and_future, **FORECAST),
 }

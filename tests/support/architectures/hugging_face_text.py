@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 import torch
 
 from support.architectures.example import Builder, Example
@@ -19,6 +21,7 @@ from support.architectures.hugging_face_builders import (
     positional,
     sequence_pair,
     text,
+    text_with_entities,
     tokens,
 )
 
@@ -28,7 +31,9 @@ ENCODERS: dict[str, Builder] = {
     "bert_masked_lm": family("Bert", MASKED, masked_text),
     "big_bird": family("BigBird", CLASSIFIER, long_text, attention_type="original_full"),
     "camembert": family("Camembert", "ForTokenClassification"),
-    "canine": family("Canine", CLASSIFIER, long_text, num_hash_buckets=64, local_attention_window=8),
+    "canine": family(
+        "Canine", "ForTokenClassification", long_text, num_hash_buckets=64, local_attention_window=8
+    ),
     "convbert": family("ConvBert", CLASSIFIER, embedding_size=32, head_ratio=2, conv_kernel_size=3),
     "deberta": family("Deberta", CLASSIFIER, relative_attention=True, pos_att_type=["c2p", "p2c"]),
     "deberta_v2": family(
@@ -52,7 +57,7 @@ ENCODERS: dict[str, Builder] = {
     "ibert": family("IBert", CLASSIFIER),
     "layoutlm": family("LayoutLM", CLASSIFIER),
     "longformer": family("Longformer", CLASSIFIER, long_text, attention_window=8),
-    "luke": family("Luke", MASKED, entity_vocab_size=20, entity_emb_size=32),
+    "luke": family("Luke", MASKED, text_with_entities, entity_vocab_size=20, entity_emb_size=32),
     "megatron_bert": family("MegatronBert", CLASSIFIER),
     "mobilebert": family(
         "MobileBert", CLASSIFIER, embedding_size=32, intra_bottleneck_size=32, true_hidden_size=32
@@ -274,7 +279,9 @@ def given_a_past() -> Example:
     class Past(DynamicCache):
         """A cache that is read and not added to, so that every call is the same."""
 
-        def update(self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any) -> Any:
+        def update(
+            self, key_states: Any, value_states: Any, layer_idx: int, *args: Any, **kwargs: Any
+        ) -> Any:
             held = self.layers[layer_idx]
             return torch.cat([held.keys, key_states], 2), torch.cat([held.values, value_states], 2)
 

@@ -38,6 +38,15 @@ def meshgrid(node: Node, scope: Scope) -> None:
         output.axes = list(axes)
 
 
+@rule("_is_all_true", "_is_any_true")
+def verdict(node: Node, scope: Scope) -> None:
+    """One answer about all numbers of a mask."""
+    for value in node.inputs():
+        scope.freeze(value.axes, f"{node.name} reads it")
+    for output in node.outputs:
+        output.axes = []
+
+
 @rule("_has_compatible_shallow_copy_type", "is_same_size", "is_floating_point", "is_complex")
 def question(node: Node, scope: Scope) -> None:
     """Asks about the type of a tensor and reads none of its numbers."""
