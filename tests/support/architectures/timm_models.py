@@ -120,9 +120,20 @@ OPTIONS: dict[str, dict[str, Any]] = {
     "qwen3_vit_88m": {"depth": 4},
 }
 
-#: Side of the images of models that take any size; others run at the size of their configuration.
-SIDE = 128
-SIDES = {"csatv2": 512, "halonet_h1": 256, "nasnetalarge": 160, "pnasnet5large": 160}
+#: Side of the images. Weights and couplings are those of larger images, the runs are shorter.
+SIDE = 64
+#: Models that need larger images.
+SIDES = {
+    "csatv2": 512,
+    "halonet_h1": 256,
+    "inception_resnet_v2": 96,
+    "inception_v3": 96,
+    "inception_v4": 96,
+    "nasnetalarge": 96,
+    "pnasnet5large": 96,
+}
+#: Models whose image size is part of their construction and cannot be chosen.
+FIXED = ("crossvit_tiny_240", "efficientformer_l1")
 
 
 def create(name: str) -> Builder:
@@ -131,12 +142,15 @@ def create(name: str) -> Builder:
     def build() -> Example:
         import timm
 
-        options = OPTIONS.get(name, {})
-        model = timm.create_model(name, pretrained=False, **options)
-        settings = model.default_cfg
-        own = int(options.get("img_size", settings["input_size"][-1]))
-        side = own if settings.get("fixed_input_size") or own < SIDE else SIDES.get(name, SIDE)
-        return Example(model, (torch.randn(2, 3, side, side),))
+        options = dict(OPTIONS.get(name, {}))
+        settings = timm.get_pretrained_cfg(name)
+        if name in FIXED:
+            side = int(settings.input_size[-1])
+        elif settings.fixed_input_size:
+            side = options.setdefault("img_size", SIDE)
+        else:
+            side = options.get("img_size", SIDES.get(name, SIDE))
+        return Example(timm.create_model(name, pretrained=False, **options), (torch.randn(2, 3, side, side),))
 
     return build
 
