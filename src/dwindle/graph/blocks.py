@@ -199,7 +199,8 @@ class _View:
         if after is None:
             return True
         given = [*after.inputs, *after.keywords.values()]
-        return id(main) not in self.outputs and any(value is main for value in given)
+        elsewhere = id(main) in self.outputs or self.last_use.get(id(main), -1) >= after.end
+        return not elsewhere and any(value is main for value in given)
 
 
 def main_output(call: ModuleCall) -> Value | None:
