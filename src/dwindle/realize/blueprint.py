@@ -149,6 +149,23 @@ class Blueprint:
         self._memory: dict[frozenset[tuple[Setting, int]], Sizes | None] = {}
         self._responses: dict[Setting, tuple[int, Sizes] | None] = {}
 
+    def starting_from(self, values: Mapping[Setting, int]) -> Blueprint | None:
+        """Return a blueprint whose config has other integers from the start; None where the class refuses them.
+
+        Args:
+            values: The integers.
+        """
+        twin = copy.copy(self)
+        twin._memory, twin._responses = {}, {}
+        for resized in (True, False):
+            try:
+                twin.config = self.changed_config(values, resized=resized)
+            except Exception:  # the config's own checks, in whatever form
+                continue
+            if twin.sizes({}) is not None:
+                return twin
+        return None
+
     def changed_config(self, values: Mapping[Setting, int], *, resized: bool = False) -> Any:
         """Return the config with some integers changed, as it comes back from a file.
 

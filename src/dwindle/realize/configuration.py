@@ -140,6 +140,7 @@ class _Configuring:
 
     def run(self) -> Configuration:
         self._check_base()
+        started = self._without_blocks()
         search = ConfigSearch(self.blueprint, self.target())
         search.check_uniform()
         reason = "no integers of its config give its sizes"
@@ -148,10 +149,40 @@ class _Configuring:
                 break
             self.blueprint.remaining = min(self.blueprint.remaining, _MORE_BUILDS)
             try:
-                return self._adopt(values, search)
+                found = self._adopt(values, search)
+                found.settings = {**started, **found.settings}
+                return found
             except NotDescribedError as error:
                 reason = str(error)
         raise NotDescribedError(reason)
+
+    def _without_blocks(self) -> dict[str, tuple[int | None, int]]:
+        """Start from the config that counts the blocks and experts that are left, where the plan says how.
+
+        Returns:
+            The integers that this changes: name to value before and after.
+        """
+        root = self.small.config
+        prefixes: dict[int, tuple[str, ...]] = {
+            id(held): (key,) for key, held in vars(root).items() if is_config(held)
+        }
+        prefixes[id(root)] = ()
+        values: dict[Setting, int] = {}
+        before: dict[Setting, int] = {}
+        for change in self.plan.attributes if self.plan.blocks or self.plan.entries else []:
+            try:
+                owner = _resolve(self.small, change.owner)
+            except (AttributeError, KeyError):
+                continue  # inside a block that is gone
+            prefix = prefixes.get(id(owner))
+            if prefix is not None:
+                setting = (*prefix, change.key, *([] if change.index is None else [change.index]))
+                values[setting], before[setting] = change.new, change.old
+        blueprint = self.blueprint.starting_from(values) if values else None
+        if blueprint is None:
+            return {}
+        self.blueprint = blueprint
+        return {label_of(setting): (before[setting], number) for setting, number in values.items()}
 
     def _check_base(self) -> None:
         """The class must build the model as it was from the config as it was."""
