@@ -148,6 +148,7 @@ def copied(model: _Model) -> _Model:
         for key, held in vars(module).items():
             if key not in _TORCHS_OWN:
                 _detached(held, memo, 3)
+        _detached(list(module._buffers.values()), memo, 1)
     return copy.deepcopy(model, memo)
 
 

@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
+import torch
 from torch import nn
 from torch.nn.modules.batchnorm import _NormBase
 from torch.nn.modules.conv import _ConvNd, _ConvTransposeNd
+from torch.nn.utils import parametrize
 
 
 def standard_attributes(module: nn.Module) -> dict[str, Any]:
@@ -15,8 +19,27 @@ def standard_attributes(module: nn.Module) -> dict[str, Any]:
     Only attributes that exist are returned. Those that merely describe (``out_features``) matter to users and
     to printing; those that are used in a forward were also observed there and must agree.
     """
-    wanted = _wanted(module)
+    with _still(module):
+        wanted = _wanted(module)
     return {key: number for key, number in wanted.items() if key in vars(module)}
+
+
+@contextmanager
+def _still(module: nn.Module) -> Iterator[None]:
+    """Let parametrized weights be read without a trace: in training mode some take a step each time (spectral norm)."""
+    held: Any = module
+    parts: list[nn.Module] = []
+    if parametrize.is_parametrized(module):
+        parts = list(held.parametrizations.modules())
+    modes = [part.training for part in parts]
+    for part in parts:
+        part.training = False
+    try:
+        with torch.no_grad():
+            yield
+    finally:
+        for part, mode in zip(parts, modes, strict=True):
+            part.training = mode
 
 
 def _wanted(module: nn.Module) -> dict[str, Any]:
