@@ -44,7 +44,26 @@ def propagate(traces: list[Trace]) -> tuple[dict[str, list[Axis]], Scope]:
             for axis in value.axes:
                 algebra.freeze(axis, "model output")
     _freeze_diagonals(traces, parameter_axes)
+    _drop_free_sizes(traces, parameter_axes, scope)
     return parameter_axes, scope
+
+
+def _drop_free_sizes(traces: list[Trace], parameter_axes: dict[str, list[Axis]], scope: Scope) -> None:
+    """A new axis of a result that nobody reads may have any size, whatever the code gives it."""
+    read = {id(node) for trace in traces for node in trace.live_nodes()}
+    held = {leaf for axes in parameter_axes.values() for axis in axes for leaf in axis.leaves()}
+
+    def is_free(axis: Axis) -> bool:
+        return all(leaf.frozen is None and leaf not in held for leaf in axis.leaves())
+
+    scope.observations = [
+        seen
+        for seen in scope.observations
+        if seen.node is None
+        or id(seen.node) in read
+        or isinstance(seen.expression, int)
+        or not all(is_free(axis) for axis in seen.axes)
+    ]
 
 
 def _apply_unread(trace: Trace, live: list[Node], scope: Scope) -> None:

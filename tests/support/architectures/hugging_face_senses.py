@@ -153,7 +153,12 @@ MULTIMODAL: dict[str, Builder] = {
         "Model",
         lambda: {"input_ids": tokens(), "pixel_values": torch.randn(2, 3, 64, 64)},
         text_config=TEXT_PART,
-        vision_config={"width_coefficient": 0.25, "hidden_dim": 640},
+        vision_config={
+            "width_coefficient": 0.25,
+            "hidden_dim": 640,
+            "num_block_repeats": [1] * 7,
+            "initializer_range": 0.3,
+        },
         projection_dim=80,
     ),
     "blip": family(
