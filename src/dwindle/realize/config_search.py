@@ -15,11 +15,20 @@ from dwindle.realize.blueprint import Blueprint, Setting, Size, Sizes, label_of,
 _Values = dict[Setting, int]
 _WIDTH = 12
 _SECOND = 96
-_MOST_TRIES = 400
+_MOST_TRIES = 200
 
 
 class NotDescribedError(Exception):
-    """No config describes the model, and why."""
+    """No config describes the model, and why.
+
+    Args:
+        reason: Why.
+        final: Whether no other config with the same sizes could do better.
+    """
+
+    def __init__(self, reason: str, *, final: bool = False) -> None:
+        super().__init__(reason)
+        self.final = final
 
 
 def observables(sizes: Sizes, target: Sizes) -> Sizes:
@@ -122,26 +131,36 @@ class ConfigSearch:
     def predicted(self, values: Mapping[Setting, int]) -> Sizes:
         """Sizes for a config, if every size is a product of what its integers were seen to do."""
         found = dict(self.base)
+        known: dict[tuple[int, Any], int] = {}
         for key in self.target:
-            if key not in found:
+            signature = self.signature(key) if key in found else ()
+            if not signature:
                 continue
-            number, offset = Fraction(found[key]), Fraction(0)
-            for setting, answer in self.signature(key):
-                present, tried = self.present[setting], self.responses[setting][0]
-                now = values.get(setting, present)
-                if answer is None or now is None or now == present:
-                    continue
-                if present is None:
-                    number, offset = Fraction(now * answer, tried), Fraction(0)
-                    break
-                if answer * present == self.base[key] * tried:
-                    number *= Fraction(now, present)
-                elif answer * tried == self.base[key] * present:
-                    number *= Fraction(present, now)
-                else:
-                    offset += Fraction(answer - self.base[key], tried - present) * (now - present)
-            found[key] = int(number + offset)
+            alike = found[key], signature
+            if alike not in known:
+                known[alike] = self._product(found[key], signature, values)
+            found[key] = known[alike]
         return found
+
+    def _product(
+        self, base: int, signature: tuple[tuple[Setting, int | None], ...], values: Mapping[Setting, int]
+    ) -> int:
+        """One size, from what each integer alone was seen to make of it."""
+        number, offset = Fraction(base), Fraction(0)
+        for setting, answer in signature:
+            present, tried = self.present[setting], self.responses[setting][0]
+            now = values.get(setting, present)
+            if answer is None or now is None or now == present:
+                continue
+            if present is None:
+                return int(Fraction(now * answer, tried))
+            if answer * present == base * tried:
+                number *= Fraction(now, present)
+            elif answer * tried == base * present:
+                number *= Fraction(present, now)
+            else:
+                offset += Fraction(answer - base, tried - present) * (now - present)
+        return int(number + offset)
 
     def solutions(self) -> Iterator[_Values]:
         """Yield configs that give exactly the wanted sizes, the nearest first, until the tries are used up.

@@ -154,6 +154,8 @@ class _Configuring:
                 return found
             except NotDescribedError as error:
                 reason = str(error)
+                if error.final:
+                    break
         raise NotDescribedError(reason)
 
     def _without_blocks(self) -> dict[str, tuple[int | None, int]]:
@@ -175,9 +177,11 @@ class _Configuring:
             except (AttributeError, KeyError):
                 continue  # inside a block that is gone
             prefix = prefixes.get(id(owner))
-            if prefix is not None:
-                setting = (*prefix, change.key, *([] if change.index is None else [change.index]))
-                values[setting], before[setting] = change.new, change.old
+            old, new = change.old, change.new
+            if prefix is not None and isinstance(old, int) and isinstance(new, int):
+                place: Setting = () if change.index is None else (change.index,)
+                setting: Setting = (*prefix, change.key, *place)
+                values[setting], before[setting] = new, old
         blueprint = self.blueprint.starting_from(values) if values else None
         if blueprint is None:
             return {}
@@ -329,16 +333,19 @@ class _Configuring:
                 outputs.append(outputs_of(model, variants, dtype))
         gap = max(difference(outputs[0], outputs[1]), difference(outputs[0], outputs[2]))
         if gap > TOLERANCE[dtype]:
-            raise NotDescribedError(self._why(own, gap))
+            raise self._why(own, gap)
         return gap
 
-    def _why(self, own: dict[str, torch.Tensor], gap: float) -> str:
+    def _why(self, own: dict[str, torch.Tensor], gap: float) -> NotDescribedError:
         """What of the rebuilt model is not in its weights and differs."""
         buffers = dict(self.small.named_buffers())
         for name, tensor in own.items():
             if name in buffers and not torch.equal(tensor, buffers[name]):
-                return f"{name!r} is computed anew from the config, with other numbers"
-        return f"the model that its config builds gives other outputs: the difference is {gap:.3g}"
+                reason = f"{name!r} is computed anew from the config, with other numbers"
+                return NotDescribedError(reason, final=True)
+        return NotDescribedError(
+            f"the model that its config builds gives other outputs: the difference is {gap:.3g}"
+        )
 
 
 def _resolve(model: nn.Module, path: str) -> Any:
