@@ -669,3 +669,17 @@ def test_post_norm_transformer_says_why_it_stays() -> None:
     reasons = [entry["reason"] for entry in result.frozen if entry["kind"] == "block"]
     assert len(reasons) == 2
     assert all("norm follows the sum" in reason for reason in reasons)
+
+
+def test_only_numbers_that_count_the_blocks_follow() -> None:
+    class Counting(Transformer):
+        """Other numbers speak of layers as well, and happen to be equal."""
+
+        def __init__(self) -> None:
+            super().__init__()
+            self.attend_every_n_layers, self.width, self.depth = 5, 5, 5
+
+    model = Counting()
+    check(model, (torch.randn(2, 3, 6),), ratio=0.4)
+    assert (model.num_layers, model.depth) == (3, 3)
+    assert (model.attend_every_n_layers, model.width) == (5, 5)

@@ -22,6 +22,8 @@ from dwindle.realize.plan import AttributeChange, Plan
 
 #: Names of numbers that count blocks.
 _COUNTS = re.compile(r"(^|_)(n|num)_(\w+_)?(layers?|blocks?)$|(^|_)(layers|blocks|depth)$")
+#: Names that speak of blocks without counting them all: every so many, the first ones, ...
+_OTHERS = re.compile(r"every|per_|interval|freq|first|last|skip|window|group|output|predict|shared|between")
 #: Names of the number of an entry; asked for only where two entries make a short row.
 _NUMBERS = re.compile(r"idx|index|layer|block|number|(^|_)(id|i|n)$")
 #: Names of lists with one entry a block.
@@ -178,7 +180,7 @@ def _follow(
     for key, held in list(vars(owner).items()):
         if key.startswith("_") or (isinstance(owner, nn.Module) and key == "training"):
             continue
-        if type(held) is int and held == size and _COUNTS.search(key):
+        if type(held) is int and held == size and _COUNTS.search(key) and not _OTHERS.search(key):
             if _speaks_of(key, parent, owner, others):
                 plan.attributes.append(AttributeChange(path, key, None, held, new))
         elif type(held) in (list, tuple) and held and all(type(item) is int for item in held):
