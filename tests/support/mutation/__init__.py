@@ -1,0 +1,1 @@
+"""Deliberately wrong rules, and small models on which each of them matters."""
