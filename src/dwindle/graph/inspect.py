@@ -28,7 +28,7 @@ def to_json(analysis: Analysis) -> dict[str, Any]:
     Keys: ``axes`` (id, size, kind, prunable, exact, inexact_by, reason, line, parameters), ``parameters`` (for each,
     the make-up of every dimension), ``blocks`` (path, stage, removable, reason, line, parameters: how many),
     ``mixtures`` (path, experts, chosen, removable, reason), ``prunable_share``, ``operators``,
-    ``unknown_operators`` (for each its name, source line, and the parameters that it froze, with their share), ``notes``.
+    ``unknown_operators`` (name, source line, and the parameters that it froze, with their share), ``notes``.
     """
     return {
         "axes": [_axis_json(info) for info in analysis.axes if not info.trivial],

@@ -340,6 +340,20 @@ def rotary_by_complex_numbers() -> Example:
     return _rotary(rotate)
 
 
+def rotary_by_a_complex_buffer() -> Example:
+    """The turns are worked out once, for the longest sequence, as many language models do."""
+
+    def rotate(m: Any, x: torch.Tensor) -> torch.Tensor:
+        pairs = torch.view_as_complex(x.reshape(*x.shape[:-1], -1, 2).contiguous())
+        turned = pairs * m.turns[: x.shape[-2]].to(pairs.dtype)
+        return torch.view_as_real(turned).flatten(-2)
+
+    example = _rotary(rotate)
+    angles = torch.outer(torch.arange(8.0), example.model.steps)
+    example.model.register_buffer("turns", torch.polar(torch.ones_like(angles), angles))
+    return example
+
+
 def rotary_interleaved() -> Example:
     def rotate(m: Any, x: torch.Tensor) -> torch.Tensor:
         angles = (torch.arange(x.shape[-2], dtype=x.dtype)[:, None] * m.steps).repeat_interleave(2, dim=-1)
@@ -438,7 +452,8 @@ MODELS: dict[str, Builder] = {
         grouped_query_by_einsum, multi_query_by_broadcasting, fused_three_heads_width, fused_heads_three_width,
         fused_interleaved, fused_heads_of_chunks, multihead_batch_first, multihead_sequence_first_with_weights,
         multihead_own_widths, multihead_extra_tokens_and_masks, encoder_layer_alone, encoder_stack, decoder_stack,
-        whole_transformer, shifted_windows, rotary_by_halves, rotary_by_complex_numbers, rotary_interleaved,
+        whole_transformer, shifted_windows, rotary_by_halves, rotary_by_complex_numbers,
+        rotary_by_a_complex_buffer, rotary_interleaved,
         causal_mask_buffer, linear_attention, cosine_attention, talking_heads, pooling_by_a_learned_query,
         class_token_and_positions,
     )
