@@ -9,6 +9,7 @@ from support.architectures import hugging_face_senses as senses
 from support.architectures import hugging_face_text as language
 from support.architectures import hugging_face_vision as vision
 from support.architectures.example import Builder
+from support.architectures.hugging_face_builders import noted
 
 MODELS: dict[str, Builder] = {
     **language.ENCODERS,
@@ -22,3 +23,13 @@ MODELS: dict[str, Builder] = {
     **senses.MULTIMODAL,
     **senses.SERIES,
 }
+
+_NOTES = {
+    "blip": "hidden states are among the outputs",
+    "dinov3_vit": "no head: hidden states are the output",
+    "flava": "no head: hidden states are the output",
+    "fnet": "the embedding is mixed by a Fourier transform",
+    "longformer": "heads are merged with the batch and cut into single indices, so heads and embedding stay",
+    "rwkv": "its code changes tensors in place in evaluation mode: it trains in training mode only",
+}
+MODELS |= {name: noted(MODELS[name], note) for name, note in _NOTES.items()}

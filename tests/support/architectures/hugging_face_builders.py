@@ -142,5 +142,16 @@ def positional(builder: Builder) -> Builder:
     return build
 
 
+def noted(builder: Builder, note: str) -> Builder:
+    """The same model with a note for the sweep's table."""
+
+    def build() -> Example:
+        example = builder()
+        example.note = note
+        return example
+
+    return build
+
+
 CLASSIFIER, CAUSAL, MASKED = "ForSequenceClassification", "ForCausalLM", "ForMaskedLM"
 CONDITIONAL, PICTURE = "ForConditionalGeneration", "ForImageClassification"
