@@ -151,6 +151,15 @@ def test_random_models_are_proven_or_frozen() -> None:
     print(tally)
 
 
+def test_start_and_length_of_the_same_number_are_told_apart() -> None:
+    """``x.narrow(1, 4, 4)``: the length was taken for the start, and stayed."""
+    specification = Specification("image", (("space", 945), ("split", 301)), 95)
+    split = build(specification).model.steps[1]  # type: ignore[index]
+    assert (split.way, split.first, split.second) == ("narrow", 4, 4)
+    for seed in range(3):
+        check(specification, Wish(seed=seed), Tally())
+
+
 def test_every_step_is_built_and_pruned_alone() -> None:
     """Each step between two layers, in whatever layout takes it."""
     tally = Tally()
