@@ -19,7 +19,9 @@ _MOST_CHOICES = 8
 
 #: At most so many other inputs are recorded where values decide which modules run.
 _MOST_INPUTS = 4
-_DECIDING = frozenset({"nonzero", "nonzero_numpy", "masked_select", "_unique2", "unique_consecutive", "unique_dim"})
+_DECIDING = frozenset(
+    {"nonzero", "nonzero_numpy", "masked_select", "_unique2", "unique_consecutive", "unique_dim"}
+)
 
 
 def larger_batch(args: tuple[Any, ...], kwargs: Mapping[str, Any], size: int = 2) -> tuple[Any, Any] | None:
