@@ -197,8 +197,18 @@ _LIKE_FIRST = frozenset(
 )  # fmt: skip
 
 
-def _shape_only(func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
-    """Result on the meta device where it follows from the first argument alone; None otherwise."""
+def _recurrent(func: Any, args: Any) -> tuple[torch.Tensor, ...] | None:
+    """Results of a recurrent layer on the meta device, which would otherwise be taken apart step by step."""
+    states = [args[1]] if isinstance(args[1], torch.Tensor) else args[1]
+    if func._overloadname != "input" or not isinstance(states, list | tuple) or args[0].dim() != 3:
+        return None
+    width = states[0].shape[-1] * (2 if args[7] else 1)
+    output = args[0].new_empty(*(int(size) for size in args[0].shape[:-1]), int(width))
+    return (output, *(torch.empty_like(state) for state in states))
+
+
+def _shape_only(func: Any, args: Any, kwargs: Any) -> torch.Tensor | tuple[torch.Tensor, ...] | None:
+    """Result on the meta device where it follows from the shapes of a few arguments; None otherwise."""
     if kwargs or not args or not isinstance(args[0], torch.Tensor) or not args[0].is_meta:
         return None
     name = func._schema.name[6:]
@@ -206,6 +216,8 @@ def _shape_only(func: Any, args: Any, kwargs: Any) -> torch.Tensor | None:
         return None
     if name in _LIKE_FIRST:
         return torch.empty_like(args[0])
+    if name in ("lstm", "gru", "rnn_tanh", "rnn_relu"):
+        return _recurrent(func, args)
     return args[0] if name.endswith("_") and name[:-1] in _LIKE_FIRST else None
 
 

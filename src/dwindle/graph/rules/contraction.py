@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from typing import Any
+
 from dwindle.graph import axes as algebra
 from dwindle.graph.axes import Axis
 from dwindle.graph.expressions import Dimension, Expression, Operation
@@ -95,9 +97,28 @@ def _finish(node: Node, values: list[Value], out: Axis, channels: int, scope: Sc
     if len(values) > 2:
         scope.unify(values[2].axes[0], out)
     scope.freeze(weight.axes[2:], "kernel")
-    scope.freeze(data.axes[channels + 1 :], "spatial")
-    spatial = [scope.leaf(size, "spatial") for size in node.output.shape[channels + 1 :]]
+    spatial = []
+    for dim, size in enumerate(node.output.shape[channels + 1 :]):
+        before = data.axes[channels + 1 + dim]
+        if _pointwise(node, weight, dim):
+            spatial.append(before)  # every place for itself: whatever stands there goes through
+        else:
+            scope.freeze([before], "spatial")
+            spatial.append(scope.leaf(size, "spatial"))
     node.output.axes = [*data.axes[:channels], out, *spatial]
+
+
+def _pointwise(node: Node, weight: Value, dim: int) -> bool:
+    """Whether a convolution does not move or mix places along a spatial dimension."""
+
+    def option(name: str, default: int) -> Any:
+        given = node.argument(name, default)
+        if isinstance(given, list | tuple):
+            return given[dim] if len(given) > dim else given[0] if given else default
+        return default if given is None else given
+
+    unmoved = option("stride", 1) == 1 and option("padding", 0) in (0, "valid")
+    return weight.shape[2 + dim] == 1 and unmoved and option("output_padding", 0) == 0
 
 
 @rule("conv_transpose1d", "conv_transpose2d", "conv_transpose3d")
