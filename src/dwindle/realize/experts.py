@@ -5,7 +5,7 @@ from __future__ import annotations
 import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
 from typing import Any
 
@@ -304,7 +304,8 @@ def masking(cuts: Sequence[ExpertCut]) -> Masking:
         routers = {
             cut.mixture.router: (parameters[cut.mixture.router], cut.mixture.size, cut.keep) for cut in cuts
         }
-        with MaskedRouters(routers) as mode:
+        mode = MaskedRouters(routers)
+        with mode if routers else nullcontext():
             yield mode
 
     return masked
