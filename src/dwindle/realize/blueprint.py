@@ -232,7 +232,11 @@ class Blueprint:
             tries = [48] if number is None else [2 * number, number // 2, 3 * number, number + 1, number - 1]
             for trial in tries:
                 sizes = self.sizes({setting: trial}) if trial > 0 else None
-                if sizes is not None:
+                if sizes is None:
+                    continue
+                if self._responses[setting] is None:
                     self._responses[setting] = (trial, sizes)
+                if (self.sizes({}) or {}).keys() <= sizes.keys():
+                    self._responses[setting] = (trial, sizes)  # a number that leaves everything in its place
                     break
         return self._responses[setting]

@@ -15,7 +15,7 @@ from dwindle.realize.blueprint import Blueprint, Setting, Size, Sizes, label_of,
 _Values = dict[Setting, int]
 _WIDTH = 12
 _SECOND = 96
-_MOST_TRIES = 200
+_MOST_TRIES = 80
 
 
 class NotDescribedError(Exception):

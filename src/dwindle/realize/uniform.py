@@ -77,8 +77,9 @@ class Uniformity:
                 self._equal(groups[identity], key)
                 continue
             groups[identity] = key
-            setting = signature[0][0]
-            if len(signature) == 1 and self.search.present[setting] is not None:
+            setting, answer = signature[0]
+            # no answer: the integer that was tried builds the model without this tensor
+            if len(signature) == 1 and answer is not None and self.search.present[setting] is not None:
                 if setting in single:
                     self._related(setting, single[setting], key)
                 else:
