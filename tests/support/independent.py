@@ -70,6 +70,7 @@ def compare(
     *,
     producers_only: bool = False,
     training: bool = True,
+    batches: tuple[int, ...] = BATCHES,
 ) -> Comparison:
     """Compare in evaluation mode, and in training mode where the original is deterministic.
 
@@ -82,23 +83,24 @@ def compare(
             reference where removed channels arrive as zeros (no sigmoid and the like on the way): that readers lose
             the right columns then follows, it is not assumed.
         training: Whether to compare in training mode at all.
+        batches: Batch sizes in evaluation mode.
     """
     whole, reduced = _precise(original), _precise(small)
     _enliven(whole, reduced, plan_keep)
     masked = copy.deepcopy(whole)
     mask_parameters(masked, plan_keep, producers_only=producers_only)
-    worst, moved, batches = 0.0, 0.0, []
-    for size, (args, kwargs) in _inputs(example):
+    worst, moved, ran = 0.0, 0.0, []
+    for size, (args, kwargs) in _inputs(example, batches):
         try:
             expected = _run(masked, args, kwargs)
         except Exception:
             continue  # code that fixes the batch size
         worst = max(worst, _difference(expected, _run(reduced, args, kwargs)))
         moved = max(moved, _difference(expected, _run(whole, args, kwargs)))
-        batches.append(size)
-    if not batches:
+        ran.append(size)
+    if not ran:
         raise ValueError("the masked original runs on none of the inputs")
-    return Comparison(worst, _training(masked, reduced, example) if training else None, moved, batches)
+    return Comparison(worst, _training(masked, reduced, example) if training else None, moved, ran)
 
 
 def _training(masked: nn.Module, small: nn.Module, example: Example) -> float | None:

@@ -17,6 +17,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+import torch.utils._pytree as pytree
 from torch import nn
 
 import dwindle as dw
@@ -293,17 +294,47 @@ def _onnx(model: nn.Module, example: Example, row: Row) -> None:
 
 
 def _independent(original: nn.Module, example: Example, row: Row) -> None:
-    """Cut only exact axes of a fresh copy, and compare with an eager copy whose parameters are masked."""
-    small = copy.deepcopy(original)
+    """Cut only exact axes of a fresh copy, and compare with an eager copy whose parameters are masked.
+
+    Where a removed head width was compensated in the weights, float32 rounds the factor: then the whole cut is made
+    in double precision.
+    """
+    try:
+        _compare_exact(original, example, row)
+    except _Differs:
+        _compare_exact(copy.deepcopy(original).double(), _double(example), row)
+
+
+class _Differs(RuntimeError):
+    """The small model is not the eager masked copy."""
+
+
+def _double(example: Example) -> Example:
+    def widen(item: Any) -> Any:
+        is_float = isinstance(item, torch.Tensor) and item.is_floating_point()
+        return item.double() if is_float else item
+
+    args, kwargs = pytree.tree_map(widen, (example.args, example.kwargs))
+    return Example(example.model, args, kwargs)
+
+
+def _compare_exact(original: nn.Module, example: Example, row: Row) -> None:
     result = dw.prune(
-        small, example.args, example_kwargs=example.kwargs, ratio=RATIO, exact=True, verify=False
+        copy.deepcopy(original),
+        example.args,
+        example_kwargs=example.kwargs,
+        ratio=RATIO,
+        exact=True,
+        verify=False,
     )
     row.exact_left = result.parameters_after / max(result.parameters_before, 1)
     if not result.plan.cuts:
         return
-    found = compare(original, result.model, result.plan.to_json()["keep"], example, training=False)
+    found = compare(
+        original, result.model, result.plan.to_json()["keep"], example, training=False, batches=(2,)
+    )
     row.independent_difference, row.independent_moved = found.difference, found.moved
     if not found.moved > 0:
         raise RuntimeError("masking moved no output: the comparison says nothing")
     if not found.difference <= EQUAL["float64"]:
-        raise RuntimeError(f"the eager masked copy differs by {found.difference:.3g}")
+        raise _Differs(f"the eager masked copy differs by {found.difference:.3g}")
