@@ -321,8 +321,9 @@ def test_pruned_twice_described_twice(tmp_path: Path) -> None:
     torch.manual_seed(0)
     made = gpt2()
     prune(made, ratio=0.25, uniform=True)
-    prune(made, ratio=0.3, uniform=True)
-    assert made[0].config.n_head == 2
+    assert (made[0].config.n_embd, made[0].config.n_head) == (24, 3)
+    prune(made, ratio=0.4, uniform=True)
+    assert (made[0].config.n_embd, made[0].config.n_head) == (16, 2)
     assert_round_trip(made, tmp_path)
 
 
