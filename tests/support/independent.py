@@ -168,6 +168,21 @@ def _reading_dims(model: nn.Module) -> dict[int, set[int]]:
     return found
 
 
+def enliven(model: nn.Module) -> nn.Module:
+    """Give constant tensors random values, in place: do it before pruning where weights may be scaled by it.
+
+    A zero bias times a factor is still zero, so that afterwards nobody can tell whether it was scaled.
+    """
+    generator = torch.Generator().manual_seed(1)
+    with torch.no_grad():
+        for tensor in {id(tensor): tensor for tensor in _named_tensors(model).values()}.values():
+            constant = tensor.numel() > 1 and not bool((tensor != tensor.flatten()[0]).any())
+            if tensor.is_floating_point() and constant:
+                noise = torch.rand(tensor.shape, generator=generator, dtype=torch.float64)
+                tensor.data.add_((0.1 + 0.5 * noise).to(tensor.dtype))
+    return model
+
+
 def _enliven(whole: nn.Module, small: nn.Module, plan_keep: PlanKeep) -> None:
     """Give tensors that are constant (fresh norms, zero-initialised heads) random values, the same in both models.
 
@@ -214,7 +229,19 @@ class _Wide(TorchDispatchMode):
         def widen(item: Any) -> Any:
             return torch.float64 if isinstance(item, torch.dtype) and item in _NARROW else item
 
+        if name == "_grouped_mm" and args[0].dtype is torch.float64:
+            return _grouped_product(*args, **kwargs)
         return func(*(widen(item) for item in args), **{key: widen(item) for key, item in kwargs.items()})
+
+
+def _grouped_product(
+    rows: torch.Tensor, weights: torch.Tensor, ends: torch.Tensor, *_: Any, **__: Any
+) -> torch.Tensor:
+    """Rows of each group times the matrix of that group; torch's kernel has no double precision."""
+    starts = [0, *ends.tolist()[:-1]]
+    parts = [rows[a:b] @ weight for a, b, weight in zip(starts, ends.tolist(), weights, strict=True)]
+    rest = rows.new_zeros(rows.shape[0] - int(ends[-1]), weights.shape[-1])
+    return torch.cat([*parts, rest])
 
 
 @contextmanager

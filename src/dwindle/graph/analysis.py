@@ -30,7 +30,16 @@ SMALLEST_HEADS = 2
 
 
 #: What is normalized over is an embedding; norms written by hand take a mean (of squares) over it.
-_NORMALIZING = ("layer_norm", "native_layer_norm", "rms_norm", "_fused_rms_norm", "mean", "var", "var_mean", "std")
+_NORMALIZING = (
+    "layer_norm",
+    "native_layer_norm",
+    "rms_norm",
+    "_fused_rms_norm",
+    "mean",
+    "var",
+    "var_mean",
+    "std",
+)
 
 
 @dataclass(eq=False, slots=True)

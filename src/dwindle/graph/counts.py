@@ -247,7 +247,9 @@ class CountSolver:
             for constraint in violated:
                 if not self.holds(constraint, counts):
                     self._repair(constraint, counts, free, multiple)
-        for leaf in self._bound_to(constraint for constraint in pending if not self.holds(constraint, counts)):
+        for leaf in self._bound_to(
+            constraint for constraint in pending if not self.holds(constraint, counts)
+        ):
             counts[leaf] = leaf.size
         unsolved = any(not self.holds(c, counts) for c in self.constraints)
         # a constraint that does not hold at full size either (a wish of the caller's) ends the repair
@@ -294,9 +296,7 @@ class CountSolver:
         here = abs(self.gap(constraint, counts))
         order = sorted(leaves, key=lambda leaf: (counts[leaf] / leaf.size, leaf.number))
         better = (
-            leaf
-            for leaf in order
-            if abs(self.gap(constraint, {**counts, leaf: counts[leaf] + 1})) < here
+            leaf for leaf in order if abs(self.gap(constraint, {**counts, leaf: counts[leaf] + 1})) < here
         )
         counts[next(better, order[0])] += 1
 

@@ -179,7 +179,9 @@ def _stays_zero(node: Node, values: list[Value], zero: tuple[bool, ...]) -> bool
     except Exception:
         return False
     results = [result] if isinstance(result, torch.Tensor) else list(result)
-    return all(isinstance(one, torch.Tensor) and not one.is_meta and bool((one == 0).all()) for one in results)
+    return all(
+        isinstance(one, torch.Tensor) and not one.is_meta and bool((one == 0).all()) for one in results
+    )
 
 
 __all__ = ["inexact_leaves"]

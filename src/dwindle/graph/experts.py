@@ -17,7 +17,8 @@ from dwindle.graph.trace import Node, Trace, Value
 _SCORES = frozenset(
     {"softmax", "_softmax", "log_softmax", "sigmoid", "to", "_to_copy", "add", "sub", "mul", "div", "neg", "exp",
      "float", "contiguous", "clone", "view", "reshape", "softplus", "dropout", "masked_fill", "where", "relu",
-     "clamp", "detach", "alias", "tanh", "scatter", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view", "sqrt"}
+     "clamp", "detach", "alias", "tanh", "scatter", "flatten", "unflatten", "squeeze", "unsqueeze", "_unsafe_view",
+     "sqrt"}
 )  # fmt: skip
 _CHOICES = frozenset({"topk", "argmax", "max", "sort", "argsort"})
 _LINEAR = frozenset({"linear", "addmm", "mm", "matmul", "einsum"})

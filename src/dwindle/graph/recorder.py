@@ -43,6 +43,7 @@ from dwindle.graph.trace import Choice, Node, Trace, Value
 
 _LIBRARY_FOLDERS = (torch.__path__[0] + os.sep, __file__.rsplit("graph", 1)[0])
 _SHAPE, _SIZE = torch.Tensor.shape, torch.Tensor.size
+_ELEMENTS = (torch.Tensor.numel, torch.Tensor.nelement, torch.numel)
 _TRUTH = torch.Tensor.__bool__
 _NUMBERS = frozenset({torch.Tensor.item, torch.Tensor.tolist, torch.Tensor.__int__, torch.Tensor.__float__})
 
@@ -153,6 +154,8 @@ class _Tagging(TorchFunctionMode):
         kwargs = kwargs or {}
         if func is _SIZE or getattr(func, "__self__", None) is _SHAPE:
             return self._sizes(func, args, kwargs)
+        if func in _ELEMENTS:
+            return self._elements(func, args, kwargs)
         if func is _TRUTH or func in _NUMBERS:
             return self._choice(func, args, kwargs)
         sizes: list[Expression] = []
@@ -176,6 +179,19 @@ class _Tagging(TorchFunctionMode):
         choices.append(Choice(_where(), func is _TRUTH))
         result = func(*args, **kwargs)
         return not result if func is _TRUTH and len(choices) - 1 == self.recording.turned else result
+
+    def _elements(self, func: Any, args: Any, kwargs: Any) -> Any:
+        """``tensor.numel()`` is the product of the sizes."""
+        tensor = args[0] if args else kwargs["self"]
+        value = self.recording.value_of(tensor)
+        result = func(*args, **kwargs)
+        dims = [Dimension(value, dim) for dim, size in enumerate(value.shape) if size > 1]
+        if not dims:
+            return result
+        expression: Expression = dims[0]
+        for other in dims[1:]:
+            expression = Operation("mul", (expression, other))
+        return TaggedInt(result, expression)
 
     def _sizes(self, func: Any, args: Any, kwargs: Any) -> Any:
         tensor = args[0]

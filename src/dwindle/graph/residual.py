@@ -22,7 +22,9 @@ _SAME_ORDER = frozenset(
 )  # fmt: skip
 
 #: Operators that put all elements in another order.
-_OTHER_ORDER = frozenset({"permute", "transpose", "t", "movedim", "swapaxes", "swapdims", "roll", "flip", "numpy_T", "mT"})
+_OTHER_ORDER = frozenset(
+    {"permute", "transpose", "t", "movedim", "swapaxes", "swapdims", "roll", "flip", "numpy_T", "mT"}
+)
 
 #: Further operators of one tensor that give zeros for zeros.
 _ZERO_TO_ZERO = frozenset(

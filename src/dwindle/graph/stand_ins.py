@@ -86,13 +86,14 @@ def attributes_kept(model: nn.Module) -> Iterator[None]:
         (held, held.copy())
         for _, saved in before
         for key, held in saved.items()
-        if type(held) in (dict, list) and key not in _TORCHS_OWN
+        if (type(held) in (dict, list) and key not in _TORCHS_OWN)
+        or (isinstance(held, dict) and "_hooks" in key)
     ]
     try:
         yield
     finally:
         for held, items in contents:
-            if type(held) is dict and not _same(list(held.items()), list(items.items())):
+            if isinstance(held, dict) and not _same(list(held.items()), list(items.items())):
                 held.clear()
                 held.update(items)
             elif type(held) is list and not _same(list(enumerate(held)), list(enumerate(items))):

@@ -24,7 +24,7 @@ import dwindle as dw
 from dwindle.config.errors import DwindleError
 from dwindle.graph.stand_ins import copied
 from support.architectures.example import Builder, Example
-from support.independent import compare
+from support.independent import compare, enliven
 
 LIBRARIES = {
     "own": "hand_written",
@@ -299,6 +299,7 @@ def _independent(original: nn.Module, example: Example, row: Row) -> None:
     Where a removed head width was compensated in the weights, float32 rounds the factor: then the whole cut is made
     in double precision.
     """
+    enliven(original)
     try:
         _compare_exact(original, example, row)
     except _Differs:
