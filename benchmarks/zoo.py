@@ -17,6 +17,7 @@ import json
 import multiprocessing
 import os
 import resource
+import subprocess
 import sys
 import tempfile
 import time
@@ -34,6 +35,15 @@ sys.path[:0] = [str(HERE.parent / "tests"), str(HERE)]
 
 RESULTS = HERE / "results" / "zoo.jsonl"
 GIBIBYTE = 2**30
+
+
+def commit() -> str:
+    """The commit that runs, with a plus where files differ from it."""
+    command = ["git", "-C", str(HERE), "describe", "--always", "--dirty=+", "--exclude=*"]
+    return subprocess.run(command, capture_output=True, text=True, check=False).stdout.strip()
+
+
+COMMIT = commit()
 
 
 def child(name: str, memory: float, onnx: bool, results: Connection, errors: str) -> None:
@@ -87,7 +97,7 @@ class Running:
             last = self.errors.read_text().strip().splitlines()[-1:] if self.errors.exists() else []
             found = self._failure(f"exit {self.process.exitcode}: {' '.join(last)[:300]}")
         found["seconds"] = {**found.get("seconds", {}), "all": seconds}
-        return found
+        return {**found, "date": time.strftime("%Y-%m-%d"), "commit": COMMIT}
 
     def _failure(self, why: str) -> dict[str, Any]:
         return {"model": self.name, "passes": False, "failures": {"process": why}}
