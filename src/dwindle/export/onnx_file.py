@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from torch.nn.attention import SDPBackend, sdpa_kernel
 
 from dwindle.config.errors import ExportError, require
 from dwindle.export.capture import Capture, first_line, quiet
@@ -47,27 +48,45 @@ def write_onnx(
         with quiet():
             _convert(captured, path, opset, external)
     except Exception as error:  # the exporter raises a great many classes
-        raise ExportError(f"the model has no ONNX form: {first_line(error)}") from error
+        raise ExportError(f"the model has no ONNX form: {first_line(_origin(error))}") from error
     return [path, _name_weights(onnx, path)] if external else [path]
 
 
 def _convert(captured: Capture, draft: Path, opset: int, external: bool) -> None:
-    program = torch.onnx.export(
-        captured.program,
-        (),
-        dynamo=True,
-        opset_version=opset,
-        input_names=captured.input_names,
-        output_names=captured.output_names,
-        verbose=False,
-        external_data=external,
-    )
+    _loosen_views(captured.program)
+    with sdpa_kernel(SDPBackend.MATH):  # fused kernels promise memory layouts that their parts do not have
+        program = torch.onnx.export(
+            captured.program,
+            (),
+            dynamo=True,
+            opset_version=opset,
+            input_names=captured.input_names,
+            output_names=captured.output_names,
+            verbose=False,
+            external_data=external,
+        )
     assert program is not None  # only for the type checker: the dynamo exporter always returns a program
     _use_names_of_the_model(program.model)
     if captured.dynamic_batch:
         _name_batch(program.model, captured.batched)
     _strip_traces(program.model)
     program.save(str(draft), external_data=external)
+
+
+def _origin(error: Exception) -> Exception:
+    """The first error of a chain; those around it only say at which step it happened."""
+    while isinstance(error.__cause__, Exception):
+        error = error.__cause__
+    return error
+
+
+def _loosen_views(program: Any) -> None:
+    """Let every view be a reshape: operators are taken apart next, and the parts may lay memory out differently."""
+    module = program.graph_module
+    for node in module.graph.nodes:
+        if node.op == "call_function" and node.target is torch.ops.aten.view.default:
+            node.target = torch.ops.aten.reshape.default
+    module.recompile()
 
 
 def _use_names_of_the_model(model: Any) -> None:
