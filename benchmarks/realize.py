@@ -129,7 +129,7 @@ def run(name: str, rounds: int) -> dict:
 def summary(rows: list[dict]) -> dict:
     """Ratios over the models that both handle."""
     both = [row for row in rows if row.get("torch_pruning_seconds")]
-    work = [row["seconds"]["analyse"] + row["seconds"]["shrink"] for row in both]
+    work = [sum(row["seconds"][step] for step in ("analyse", "choose", "shrink")) for row in both]
     whole = [own + row["seconds"]["capture"] for own, row in zip(work, both, strict=True)]
     theirs = [row["torch_pruning_seconds"] for row in both]
     return {

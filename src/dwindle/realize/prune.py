@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -11,31 +10,14 @@ import torch
 from torch import nn
 
 from dwindle.config.errors import ConfigError
-from dwindle.graph.analysis import Analysis, AxisInfo, analyse_traces
+from dwindle.graph.analysis import Analysis, analyse_traces
+from dwindle.graph.axes import Axis
 from dwindle.graph.capture import capture
-from dwindle.pruning.importance import IMPORTANCES
-from dwindle.realize.choose import (
-    Criterion,
-    axis_scores,
-    best_indices,
-    check_name,
-    counts_for_target,
-    global_counts,
-    local_counts,
-)
-from dwindle.realize.choose_blocks import select_blocks
-from dwindle.realize.cost import CostModel
-from dwindle.realize.experts import choose_experts, left_mixtures
+from dwindle.realize.choose import Criterion
 from dwindle.realize.plan import Plan
-from dwindle.realize.shrink import Keep, ShrinkResult, liven, shrink, zero_removed
-from dwindle.realize.surgery import _held, tensor_slots
-from dwindle.realize.uniform import Uniformity
-
-_COSTS = ["macs", "params", "bytes"]
-#: How often indices are chosen anew because the config would not describe them.
-_MOST_TRIES = 6
-_SCOPES = ["local", "global"]
-_KINDS = ["channels", "heads", "head_width", "embedding", "feed_forward", "block", "expert"]
+from dwindle.realize.selection import Selection, select
+from dwindle.realize.shrink import ShrinkResult, liven, shrink, zero_removed
+from dwindle.realize.wish import Wish
 
 
 def prune(
@@ -57,6 +39,7 @@ def prune(
     verify: bool = True,
     exact: bool = False,
     uniform: bool = False,
+    rewrite: bool = False,
     analysis: Analysis | None = None,
 ) -> ShrinkResult:
     """Remove the least important channels, heads and widths of a model, in place, with proof.
@@ -86,6 +69,8 @@ def prune(
             softmax over the axis) needs a mask inside it.
         uniform: Only what the model's own config can describe (Hugging Face): layers that the config sizes
             together keep equal counts, so that ``save_pretrained`` and ``from_pretrained`` give the small model.
+        rewrite: Also cut axes whose size stands as a literal in the user's code. Where one is cut, the result is a
+            rewritten graph, which trains and exports, and ``model`` is left as it was.
         analysis: An analysis made before, to save the time.
 
     Raises:
@@ -93,145 +78,97 @@ def prune(
         CaptureError: The model fails on the inputs.
         RealizeError: The small model was not proven equal; the model is left as it was.
     """
-    criterion = _checked(ratio, target, importance, scope, axes, {"round_to": round_to, "minimum": minimum})
-    inputs = example_inputs if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    wish = Wish(
+        ratio=ratio,
+        target=target,
+        importance=importance,
+        scope=scope,
+        ratios=dict(ratios or {}),
+        ignore=tuple(ignore),
+        axes=axes,
+        round_to=round_to,
+        minimum=minimum,
+        largest_ratio=largest_ratio,
+        exact=exact,
+        uniform=uniform,
+    )
+    if rewrite and wish.asks_for("block"):
+        raise ConfigError("rewrite: blocks are taken out of the user's own module, not of a rewritten graph")
+    inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     seconds: dict[str, float] = {}
-    prefer = "head_width" if axes is not None and "head_width" in axes and "heads" not in axes else "heads"
     if analysis is None:
-        started = time.perf_counter()
-        traces, used_args, used_kwargs = capture(model, tuple(inputs), dict(example_kwargs or {}))
-        seconds["capture"] = time.perf_counter() - started
-        started = time.perf_counter()
-        analysis = analyse_traces(traces, used_args, used_kwargs, prefer=prefer, notes=[])
-        seconds["analyse"] = time.perf_counter() - started
+        analysis = _analysed(model, inputs, dict(example_kwargs or {}), wish, rewrite, seconds)
     started = time.perf_counter()
-    infos = [
-        info for info in analysis.selected() if (info.exact or not exact) and _wanted(info, axes, ignore)
-    ]
-    uniformity = Uniformity(model, analysis) if uniform else None
-    solver = uniformity.solver if uniformity is not None else analysis.solver
-    if uniformity is not None:
-        able = [i for i in analysis.selected() if (i.exact or not exact) and _wanted(i, None, ignore)]
-        infos = uniformity.joined(infos, able)
-    slots = {name: _held(*holders[0]) for name, holders in tensor_slots(model).items()}
-    blocks = []
-    if axes is not None and "block" in axes:
-        blocks = select_blocks(
-            model,
-            analysis,
-            slots,
-            criterion,
-            ratio=ratio,
-            target=target,
-            ratios=ratios or {},
-            ignore=ignore,
-            scope=scope,
-            alone=not infos,
-        )
-        gone = tuple(f"{block.path}." for block in blocks)
-        slots = {name: held for name, held in slots.items() if not name.startswith(gone)}
-    experts = []
-    if axes is not None and "expert" in axes:
-        mixtures = left_mixtures(analysis, blocks)
-        experts = choose_experts(mixtures, slots, criterion, float(ratio or 0.0), ratios or {}, ignore)
-        scored = {(mixture.router, mixture.rows) for mixture in mixtures}
-        infos = [info for info in infos if not scored.intersection(info.parameter_dims)]
-    # axes of removed blocks follow the others, because sizes may have to agree with theirs
-    lost = [info for info in infos if not any(name in slots for name, _ in info.parameter_dims)]
-    infos = [info for info in infos if info not in lost]
-    scores = axis_scores(analysis, [*infos, *lost], slots, criterion)
-
-    def counts_at(own_ratio: float) -> dict:
-        others = local_counts(lost, own_ratio, ratios or {}, minimum)
-        if scope == "global":
-            return {**others, **global_counts(infos, own_ratio, scores, largest_ratio, minimum)}
-        return {**others, **local_counts(infos, own_ratio, ratios or {}, minimum)}
-
-    def chosen_indices() -> Keep:
-        if target is not None and infos:
-            ((name, share),) = target.items()
-            cost = CostModel.of(analysis, [block.path for block in blocks])
-            share = min(1.0, float(share) * CostModel.of(analysis).cost(name, {}) / cost.cost(name, {}))
-            counts = counts_for_target(counts_at, solver, cost, name, share, round_to)
-        else:
-            counts = solver.solve(counts_at(float(ratio or 0.0)), round_to)
-        return {
-            info.axis: best_indices(scores[info.axis], counts[info.axis])
-            for info in [*infos, *lost]
-            if counts[info.axis] < info.size
-        }
-
-    keep = chosen_indices()
-    for _ in range(_MOST_TRIES if uniformity is not None else 0):
-        if uniformity is None or uniformity.accepts(keep):
-            break
-        keep = chosen_indices()
-    chosen = time.perf_counter() - started
-    without_weights = any(parameter.is_meta for parameter in model.parameters())
+    selection = select(model, analysis, wish)
+    seconds["choose"] = time.perf_counter() - started
+    has_weights = not any(parameter.is_meta for parameter in model.parameters())
     result = shrink(
         model,
         analysis,
-        solver,
-        keep,
+        selection.solver,
+        selection.keep,
         optimizer=optimizer,
-        verify=verify and not without_weights,
+        verify=verify and has_weights,
         mask=_mask_for_proof,
-        blocks=blocks,
-        experts=experts,
+        rewritten=rewrite and bool(_literal_leaves(analysis).intersection(selection.keep)),
+        blocks=selection.blocks,
+        experts=selection.experts,
     )
-    result.seconds = {**seconds, **result.seconds, "shrink": result.seconds["shrink"] + chosen}
-    if not keep and not blocks and not experts:
-        result.notes.append(
-            "nothing was cut: no axis may shrink at this ratio (see result.frozen for the reasons)"
-        )
+    result.seconds = {**seconds, **result.seconds}
+    result.notes += _notes(analysis, selection, rewrite, has_weights)
     return result
+
+
+def _analysed(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    wish: Wish,
+    rewrite: bool,
+    seconds: dict[str, float],
+) -> Analysis:
+    """Record the model and work out its axes, and note how long that took."""
+    started = time.perf_counter()
+    traces, used_args, used_kwargs = capture(model, inputs, kwargs)
+    seconds["capture"] = time.perf_counter() - started
+    started = time.perf_counter()
+    analysis = analyse_traces(
+        traces, used_args, used_kwargs, prefer=wish.preferred_factor, notes=[], literals=not rewrite
+    )
+    seconds["analyse"] = time.perf_counter() - started
+    return analysis
+
+
+def _literal_leaves(analysis: Analysis) -> set[Axis]:
+    """Leaves whose size stands as a literal in the user's code."""
+    return {
+        leaf
+        for observation in analysis.scope.observations
+        if isinstance(observation.expression, int)
+        for axis in observation.axes
+        for leaf in axis.leaves()
+    }
+
+
+def _notes(analysis: Analysis, selection: Selection, rewrite: bool, has_weights: bool) -> list[str]:
+    """What the user should know about this pruning."""
+    notes = []
+    literal = [info for info in analysis.axes if "is a literal in the code" in (info.frozen_reason or "")]
+    if literal and not rewrite:
+        lines = ", ".join(dict.fromkeys(info.source_line or "an unknown line" for info in literal[:3]))
+        notes.append(
+            f"{len(literal)} axes stay because their sizes stand as literals in the code ({lines}); rewrite=True cuts "
+            f"them too and returns a rewritten graph"
+        )
+    if not has_weights:
+        notes.append(
+            "weights on the meta device have no values: the first indices of each axis stay, nothing was proven"
+        )
+    if selection.is_empty:
+        notes.append("nothing was cut: no axis may shrink at this ratio (see result.frozen for the reasons)")
+    return notes
 
 
 def _mask_for_proof(copy: nn.Module, plan: Plan) -> None:
     liven(copy)
     zero_removed(copy, plan)
-
-
-def _checked(
-    ratio: float | None,
-    target: Mapping[str, float] | None,
-    importance: str | Criterion,
-    scope: str,
-    axes: Sequence[str] | None,
-    sizes: Mapping[str, int],
-) -> Criterion:
-    """Check every argument before any work; returns the criterion."""
-    if (ratio is None) == (target is None):
-        raise ConfigError(
-            "give either ratio= (share of each axis to remove) or target= (share of the cost to keep)"
-        )
-    if ratio is not None and not 0 <= ratio <= 1:
-        raise ConfigError(f"ratio: {ratio} is not between 0 and 1")
-    if target is not None:
-        if len(target) != 1:
-            raise ConfigError(f"target: give exactly one of {', '.join(_COSTS)}, got {sorted(target)}")
-        ((name, share),) = target.items()
-        check_name(name, _COSTS, "target")
-        if not 0 < float(share) <= 1:
-            raise ConfigError(f"target: {name} = {share} is not a share between 0 and 1")
-    check_name(scope, _SCOPES, "scope")
-    if target is not None and "expert" in (axes or []):
-        raise ConfigError("axes: experts are removed by ratio=, not by target=")
-    for kind in axes or []:
-        check_name(kind, _KINDS, "axes")
-    for name, number in sizes.items():
-        if number < 1:
-            raise ConfigError(f"{name}: {number} is not a positive number")
-    if callable(importance):
-        return importance
-    return IMPORTANCES[check_name(importance, list(IMPORTANCES), "importance")]
-
-
-def _wanted(info: AxisInfo, axes: Sequence[str] | None, ignore: Sequence[str]) -> bool:
-    if axes is not None and info.kind not in axes:
-        return False
-    for pattern in ignore:
-        for name, _ in info.parameter_dims:
-            if fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + "."):
-                return False
-    return True

@@ -1,0 +1,152 @@
+"""From a wish and the axes of a model to what goes: indices of axes, whole blocks, whole experts."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from dwindle.graph.analysis import Analysis, AxisInfo
+from dwindle.graph.axes import Axis
+from dwindle.graph.counts import Counts, CountSolver
+from dwindle.realize.choose import axis_scores, best_indices, counts_for_target, global_counts, local_counts
+from dwindle.realize.choose_blocks import select_blocks
+from dwindle.realize.cost import CostModel
+from dwindle.realize.experts import choose_experts, left_mixtures
+from dwindle.realize.shrink import Keep
+from dwindle.realize.surgery import _held, tensor_slots
+from dwindle.realize.uniform import Uniformity
+from dwindle.realize.wish import Wish
+
+#: How often indices are chosen anew because the config would not describe them.
+_MOST_TRIES = 6
+
+
+@dataclass(slots=True)
+class Selection:
+    """What goes.
+
+    Attributes:
+        keep: Which indices of each axis that shrinks stay.
+        blocks: Residual blocks that go.
+        experts: Experts that go.
+        solver: The constraints that the counts satisfy.
+    """
+
+    keep: Keep
+    blocks: list[Any]
+    experts: list[Any]
+    solver: CountSolver
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether nothing goes."""
+        return not self.keep and not self.blocks and not self.experts
+
+
+def select(model: nn.Module, analysis: Analysis, wish: Wish) -> Selection:
+    """Choose what goes. The model is not changed.
+
+    Args:
+        model: The model.
+        analysis: Its axes.
+        wish: How much of what may go.
+
+    Raises:
+        ConfigError: The target of the wish cannot be reached.
+    """
+    infos = [info for info in analysis.selected() if wish.wants(info)]
+    uniformity = Uniformity(model, analysis) if wish.uniform else None
+    if uniformity is not None:
+        able = [info for info in analysis.selected() if wish.wants(info, any_kind=True)]
+        infos = uniformity.joined(infos, able)
+    tensors = {name: _held(*holders[0]) for name, holders in tensor_slots(model).items()}
+    blocks = _blocks(model, analysis, wish, tensors, alone=not infos)
+    gone = tuple(f"{block.path}." for block in blocks)
+    tensors = {name: held for name, held in tensors.items() if not name.startswith(gone)}
+    experts = []
+    if wish.asks_for("expert"):
+        mixtures = left_mixtures(analysis, blocks)
+        experts = choose_experts(
+            mixtures, tensors, wish.criterion, float(wish.ratio or 0.0), wish.ratios, wish.ignore
+        )
+        scored = {(mixture.router, mixture.rows) for mixture in mixtures}
+        infos = [info for info in infos if not scored.intersection(info.parameter_dims)]
+    indices = _Indices(analysis, wish, infos, tensors, uniformity, [block.path for block in blocks])
+    return Selection(indices.keep(), blocks, experts, indices.solver)
+
+
+def _blocks(
+    model: nn.Module, analysis: Analysis, wish: Wish, tensors: dict[str, torch.Tensor], *, alone: bool
+) -> list[Any]:
+    if not wish.asks_for("block"):
+        return []
+    return select_blocks(
+        model,
+        analysis,
+        tensors,
+        wish.criterion,
+        ratio=wish.ratio,
+        target=wish.target,
+        ratios=wish.ratios,
+        ignore=wish.ignore,
+        scope=wish.scope,
+        alone=alone,
+    )
+
+
+class _Indices:
+    """Chooses the indices of the axes: first how many stay of each, then which."""
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        wish: Wish,
+        infos: Sequence[AxisInfo],
+        tensors: dict[str, torch.Tensor],
+        uniformity: Uniformity | None,
+        removed_blocks: list[str],
+    ) -> None:
+        self.analysis, self.wish = analysis, wish
+        self.uniformity, self.removed_blocks = uniformity, removed_blocks
+        self.solver = analysis.solver if uniformity is None else uniformity.solver
+        # axes of removed blocks follow the others, because sizes may have to agree with theirs
+        self.lost = [info for info in infos if not any(name in tensors for name, _ in info.parameter_dims)]
+        self.infos = [info for info in infos if info not in self.lost]
+        self.scores = axis_scores(analysis, [*self.infos, *self.lost], tensors, wish.criterion)
+
+    def keep(self) -> Keep:
+        """Return which indices stay; tried again where the model's config would not describe them."""
+        keep = self._once()
+        if self.uniformity is not None:
+            for _ in range(_MOST_TRIES):
+                if self.uniformity.accepts(keep):
+                    break
+                keep = self._once()
+        return keep
+
+    def _once(self) -> Keep:
+        wish = self.wish
+        if wish.target is not None and self.infos:
+            ((name, share),) = wish.target.items()
+            cost = CostModel.of(self.analysis, self.removed_blocks)
+            share = min(1.0, float(share) * CostModel.of(self.analysis).cost(name, {}) / cost.cost(name, {}))
+            counts = counts_for_target(self._counts, self.solver, cost, name, share, wish.round_to)
+        else:
+            counts = self.solver.solve(self._counts(float(wish.ratio or 0.0)), wish.round_to)
+        kept: dict[Axis, torch.Tensor] = {}
+        for info in [*self.infos, *self.lost]:
+            if counts[info.axis] < info.size:
+                kept[info.axis] = best_indices(self.scores[info.axis], counts[info.axis])
+        return kept
+
+    def _counts(self, ratio: float) -> Counts:
+        wish = self.wish
+        others = local_counts(self.lost, ratio, wish.ratios, wish.minimum)
+        if wish.scope == "global":
+            ranked = global_counts(self.infos, ratio, self.scores, wish.largest_ratio, wish.minimum)
+            return {**others, **ranked}
+        return {**others, **local_counts(self.infos, ratio, wish.ratios, wish.minimum)}

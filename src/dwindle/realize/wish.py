@@ -1,0 +1,96 @@
+"""What a caller of ``dw.prune`` asks for, checked before any work is done."""
+
+from __future__ import annotations
+
+import fnmatch
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+from dwindle.config.errors import ConfigError
+from dwindle.graph.analysis import AxisInfo
+from dwindle.pruning.importance import IMPORTANCES
+from dwindle.realize.choose import Criterion, check_name
+
+COSTS = ("macs", "params", "bytes")
+SCOPES = ("local", "global")
+KINDS = ("channels", "heads", "head_width", "embedding", "feed_forward", "block", "expert")
+
+
+@dataclass(frozen=True, slots=True)
+class Wish:
+    """The arguments of :func:`dwindle.prune` that say what goes; their meaning is explained there.
+
+    Raises:
+        ConfigError: One of them is not valid, or two contradict each other.
+    """
+
+    ratio: float | None
+    target: Mapping[str, float] | None
+    importance: str | Criterion
+    scope: str
+    ratios: Mapping[str, float]
+    ignore: Sequence[str]
+    axes: Sequence[str] | None
+    round_to: int
+    minimum: int
+    largest_ratio: float
+    exact: bool
+    uniform: bool
+
+    def __post_init__(self) -> None:
+        self._check_amount()
+        check_name(self.scope, list(SCOPES), "scope")
+        for kind in self.axes or []:
+            check_name(kind, list(KINDS), "axes")
+        if self.target is not None and self.asks_for("expert"):
+            raise ConfigError("axes: experts are removed by ratio=, not by target=")
+        for name in ("round_to", "minimum"):
+            if getattr(self, name) < 1:
+                raise ConfigError(f"{name}: {getattr(self, name)} is not a positive number")
+        for name, ratio in {"largest_ratio": self.largest_ratio, **self.ratios}.items():
+            if not 0 <= ratio <= 1:
+                raise ConfigError(f"{name}: {ratio} is not between 0 and 1")
+        if not callable(self.importance):
+            check_name(self.importance, list(IMPORTANCES), "importance")
+
+    def _check_amount(self) -> None:
+        if (self.ratio is None) == (self.target is None):
+            raise ConfigError(
+                "give either ratio= (share of each axis to remove) or target= (share of the cost to keep)"
+            )
+        if self.ratio is not None and not 0 <= self.ratio <= 1:
+            raise ConfigError(f"ratio: {self.ratio} is not between 0 and 1")
+        if self.target is None:
+            return
+        if len(self.target) != 1:
+            raise ConfigError(f"target: give exactly one of {', '.join(COSTS)}, got {sorted(self.target)}")
+        ((name, share),) = self.target.items()
+        check_name(name, list(COSTS), "target")
+        if not 0 < float(share) <= 1:
+            raise ConfigError(f"target: {name} = {share} is not a share between 0 and 1")
+
+    @property
+    def criterion(self) -> Criterion:
+        """The function that scores indices."""
+        return self.importance if callable(self.importance) else IMPORTANCES[self.importance]
+
+    @property
+    def preferred_factor(self) -> str:
+        """Which factor of heads x head width shrinks."""
+        return "head_width" if self.asks_for("head_width") and not self.asks_for("heads") else "heads"
+
+    def asks_for(self, kind: str) -> bool:
+        """Whether a kind was named."""
+        return self.axes is not None and kind in self.axes
+
+    def wants(self, info: AxisInfo, *, any_kind: bool = False) -> bool:
+        """Whether an axis may shrink by this wish."""
+        if self.exact and not info.exact:
+            return False
+        if not any_kind and self.axes is not None and info.kind not in self.axes:
+            return False
+        return not any(
+            fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + ".")
+            for pattern in self.ignore
+            for name, _ in info.parameter_dims
+        )
