@@ -56,7 +56,9 @@ def test_onnx_runtime(name: str, tmp_path: Path) -> None:
 def test_torch_export(name: str) -> None:
     model, example = pruned(name)
     if name == "hf/llama":
-        example.kwargs["use_cache"] = False  # a cache in the outputs is a class that torch.export does not know
+        example.kwargs["use_cache"] = (
+            False  # a cache in the outputs is a class that torch.export does not know
+        )
     with torch.no_grad():
         program = torch.export.export(model, tuple(example.args), dict(example.kwargs))
         assert_same(model(*example.args, **example.kwargs), program.module()(*example.args, **example.kwargs))

@@ -98,6 +98,12 @@ def compare(
         worst = max(worst, _difference(expected, _run(reduced, args, kwargs)))
         moved = max(moved, _difference(expected, _run(whole, args, kwargs)))
         ran.append(size)
+    if not ran:  # a list of images has no batch dimension: as the example is
+        for _, (args, kwargs) in _inputs(example, ()):
+            expected = _run(masked, args, kwargs)
+            worst = _difference(expected, _run(reduced, args, kwargs))
+            moved = _difference(expected, _run(whole, args, kwargs))
+            ran.append(0)
     if not ran:
         raise ValueError("the masked original runs on none of the inputs")
     return Comparison(worst, _training(masked, reduced, example) if training else None, moved, ran)
@@ -273,12 +279,12 @@ def _inputs(example: Example, batches: tuple[int, ...] = BATCHES) -> Iterator[tu
     firsts = {item.shape[0] for item in leaves if isinstance(item, torch.Tensor) and item.dim()}
     own = firsts.pop() if len(firsts) == 1 else 0
     generator = torch.Generator().manual_seed(2)
-    for size in batches if own else (0,):
+    for size in batches if own and batches else (0,):
 
         def noise(item: Any, size: int = size) -> Any:
             if not isinstance(item, torch.Tensor):
                 return item
-            if own and item.dim():
+            if own and size and item.dim():
                 item = item.repeat(-(-size // own), *[1] * (item.dim() - 1))[:size]
             if item.is_floating_point():
                 return torch.randn(item.shape, generator=generator, dtype=torch.float64)
