@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import dataclasses
+import functools
 import math
 from typing import Any
 
@@ -11,6 +12,7 @@ import pytest
 import torch
 from torch import nn
 
+import dwindle as dw
 from dwindle.config.errors import CaptureError
 from dwindle.graph import analyse, record
 from dwindle.graph.expressions import Attribute, Dimension, describe, variables
@@ -430,3 +432,32 @@ def test_huggingface_outputs_and_configs() -> None:
     assert model.config.to_dict() == before
     assert type(model.config.hidden_size) is int
     assert type(model.encoder.layer[0].attention.self.attention_head_size) is int
+
+
+@functools.lru_cache
+def _table(size: int) -> torch.Tensor:
+    return torch.arange(size).flip(0)
+
+
+class _Cached(nn.Module):
+    """Looks up rows by an index that a cached function makes."""
+
+    def __init__(self) -> None:
+        super().__init__()
+        self.rows = nn.Parameter(torch.randn(6, 16))
+        self.first, self.last = nn.Linear(5, 16), nn.Linear(16, 3)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return self.last(torch.relu(self.first(x)) + self.rows[_table(6)].mean(0))
+
+
+def test_caches_of_functions_hold_nothing_of_a_recording() -> None:
+    """A tensor made on the meta device, or under inference mode, must not come back in the user's own run."""
+    _table.cache_clear()
+    model, x = _Cached(), torch.randn(2, 5)
+    result = dw.prune(model, x, ratio=0.5)
+    assert result.verification.max_difference <= 1e-9
+    assert _table.cache_info().currsize == 0
+    model(x).sum().backward()
+    assert not _table(6).is_meta
+    assert not _table(6).is_inference()

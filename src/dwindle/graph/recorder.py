@@ -26,6 +26,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 from dwindle.config.errors import CaptureError
 from dwindle.graph import expressions
 from dwindle.graph.expressions import Dimension, Expression, Operation, TaggedFloat, TaggedInt
+from dwindle.graph.function_caches import function_caches_kept
 from dwindle.graph.module_calls import ModuleCall, recorded_calls
 from dwindle.graph.opaque import OpaqueTarget, opaque_modules, recorded_as_nodes, structure
 from dwindle.graph.rules.registry import opaque_kinds
@@ -408,6 +409,7 @@ def _record_once(
     if device == "meta":
         flat = [item.detach().to("meta") if isinstance(item, torch.Tensor) else item for item in flat]
     with ExitStack() as stack:
+        stack.enter_context(function_caches_kept())
         stack.enter_context(torch.random.fork_rng(devices=[]))
         stack.enter_context(torch.inference_mode())
         stack.enter_context(attributes_kept(model))

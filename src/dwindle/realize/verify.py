@@ -22,6 +22,7 @@ from dwindle.config.errors import RealizeError
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
 from dwindle.graph.capture import larger_batch
+from dwindle.graph.function_caches import function_caches_kept
 from dwindle.graph.recorder import main_outputs
 from dwindle.graph.stand_ins import attributes_kept, copied, empty_caches, own_object
 from dwindle.graph.trace import Trace
@@ -170,7 +171,7 @@ def precise(dtype: torch.dtype) -> Iterator[None]:
     try:
         torch.set_default_dtype(dtype)
         torch.backends.mha.set_fastpath_enabled(False)
-        with torch.inference_mode(), torch.random.fork_rng(devices=[]):
+        with function_caches_kept(), torch.inference_mode(), torch.random.fork_rng(devices=[]):
             if dtype is torch.float64:
                 with _Widened():
                     yield
