@@ -132,6 +132,17 @@ def family(prefix: str, head: str, inputs: Inputs = text, **options: Any) -> Bui
     return from_config(prefix + head, prefix + "Config", inputs, **options)
 
 
+def lifted(builder: Builder, path: str) -> Builder:
+    """The same model with ones as a bias: a last rectifier would give zeros for random weights, whatever they are."""
+
+    def build() -> Example:
+        example = builder()
+        torch.nn.init.ones_(example.model.get_submodule(path).bias)
+        return example
+
+    return build
+
+
 def positional(builder: Builder) -> Builder:
     """The same model called with positional arguments."""
 

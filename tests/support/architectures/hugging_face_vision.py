@@ -12,6 +12,7 @@ from support.architectures.hugging_face_builders import (
     family,
     from_config,
     image,
+    lifted,
     positional,
     spectrum,
 )
@@ -44,26 +45,29 @@ VISION: dict[str, Builder] = {
     "convnextv2": family("ConvNextV2", PICTURE, image(), **STAGES),
     "cvt": family("Cvt", PICTURE, image(64), embed_dim=[32, 48, 64], num_heads=[1, 2, 4], depth=[1, 2, 3]),
     "deit": family("DeiT", "ForImageClassificationWithTeacher", image(), **IMAGE),
-    "depth_anything": family(
-        "DepthAnything",
-        "ForDepthEstimation",
-        image(),
-        backbone_config=(
-            "Dinov2Config",
-            {
-                **SMALL,
-                "image_size": 32,
-                "patch_size": 8,
-                "out_indices": [1, 2],
-                "reshape_hidden_states": False,
-            },
+    "depth_anything": lifted(
+        family(
+            "DepthAnything",
+            "ForDepthEstimation",
+            image(),
+            backbone_config=(
+                "Dinov2Config",
+                {
+                    **SMALL,
+                    "image_size": 32,
+                    "patch_size": 8,
+                    "out_indices": [1, 2],
+                    "reshape_hidden_states": False,
+                },
+            ),
+            reassemble_hidden_size=64,
+            reassemble_factors=[2, 1],
+            neck_hidden_sizes=[32, 48],
+            fusion_hidden_size=32,
+            head_hidden_size=16,
+            patch_size=8,
         ),
-        reassemble_hidden_size=64,
-        reassemble_factors=[2, 1],
-        neck_hidden_sizes=[32, 48],
-        fusion_hidden_size=32,
-        head_hidden_size=16,
-        patch_size=8,
+        "head.conv3",
     ),
     "detr": family(
         "Detr",
