@@ -90,7 +90,10 @@ def compare(
     masked = copy.deepcopy(whole)
     mask_parameters(masked, plan_keep, producers_only=producers_only)
     worst, moved, ran = 0.0, 0.0, []
-    for size, (args, kwargs) in _inputs(example, batches):
+    # a list of images has no batch dimension: then as the example is
+    for size, (args, kwargs) in (*_inputs(example, batches), *_inputs(example, ())):
+        if size == 0 and ran:
+            break
         try:
             expected = _run(masked, args, kwargs)
         except Exception:
@@ -98,12 +101,6 @@ def compare(
         worst = max(worst, _difference(expected, _run(reduced, args, kwargs)))
         moved = max(moved, _difference(expected, _run(whole, args, kwargs)))
         ran.append(size)
-    if not ran:  # a list of images has no batch dimension: as the example is
-        for _, (args, kwargs) in _inputs(example, ()):
-            expected = _run(masked, args, kwargs)
-            worst = _difference(expected, _run(reduced, args, kwargs))
-            moved = _difference(expected, _run(whole, args, kwargs))
-            ran.append(0)
     if not ran:
         raise ValueError("the masked original runs on none of the inputs")
     return Comparison(worst, _training(masked, reduced, example) if training else None, moved, ran)

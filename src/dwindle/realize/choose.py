@@ -58,13 +58,15 @@ def axis_scores(
     return {leaf: scores / max(used[leaf], 1) for leaf, scores in total.items()}
 
 
+def is_named(name: str, pattern: str) -> bool:
+    """Whether a pattern names a module or parameter: itself, or a module around it."""
+    return fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + ".")
+
+
 def ratio_of(info: AxisInfo, ratio: float, by_name: Mapping[str, float]) -> float:
     """Return the ratio for one axis: the first pattern that matches one of its parameters, else the general one."""
     for pattern, own in by_name.items():
-        if any(
-            fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + ".")
-            for name, _ in info.parameter_dims
-        ):
+        if any(is_named(name, pattern) for name, _ in info.parameter_dims):
             return own
     return ratio
 

@@ -10,16 +10,14 @@ from torch import nn
 
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.blocks import Block
-from dwindle.realize.choose import Criterion
+from dwindle.realize.choose import Criterion, is_named
 from dwindle.realize.cost import CostModel
 
 
 def matches(block: Block, pattern: str) -> bool:
     """Whether a pattern names a block: its path, a module around it, or one of its parameters."""
-    return (
-        fnmatch.fnmatchcase(block.path, pattern)
-        or block.path.startswith(pattern + ".")
-        or any(fnmatch.fnmatchcase(name, pattern) for name in block.parameters)
+    return is_named(block.path, pattern) or any(
+        fnmatch.fnmatchcase(name, pattern) for name in block.parameters
     )
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import fnmatch
 import re
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager, nullcontext
@@ -18,7 +17,7 @@ from dwindle.graph.blocks import Block
 from dwindle.graph.experts import Mixture
 from dwindle.graph.expressions import Attribute, variables
 from dwindle.graph.tagging import config_objects
-from dwindle.realize.choose import Criterion, best_indices
+from dwindle.realize.choose import Criterion, best_indices, is_named
 from dwindle.realize.plan import AttributeChange, Plan
 
 #: Names of numbers that count experts, and of those that count something else about them.
@@ -83,11 +82,7 @@ def _matches(mixture: Mixture, pattern: str, tensors: Mapping[str, torch.Tensor]
         *mixture.tensors,
         *(name for path in mixture.lists for name in tensors if name.startswith(path + ".")),
     ]
-    return (
-        fnmatch.fnmatchcase(mixture.path, pattern)
-        or mixture.path.startswith(pattern + ".")
-        or any(fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + ".") for name in names)
-    )
+    return is_named(mixture.path, pattern) or any(is_named(name, pattern) for name in names)
 
 
 def left_mixtures(analysis: Analysis, blocks: Sequence[Block]) -> list[Mixture]:

@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-import fnmatch
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import get_args
 
 from dwindle.config.errors import ConfigError
+from dwindle.config.schema import AxisKind
 from dwindle.graph.analysis import AxisInfo
 from dwindle.pruning.importance import IMPORTANCES
-from dwindle.realize.choose import Criterion, check_name
+from dwindle.realize.choose import Criterion, check_name, is_named
 
 COSTS = ("macs", "params", "bytes")
 SCOPES = ("local", "global")
-KINDS = ("channels", "heads", "head_width", "embedding", "feed_forward", "block", "expert")
+KINDS = (*get_args(AxisKind), "block", "expert")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,8 +90,4 @@ class Wish:
             return False
         if not any_kind and self.axes is not None and info.kind not in self.axes:
             return False
-        return not any(
-            fnmatch.fnmatchcase(name, pattern) or name.startswith(pattern + ".")
-            for pattern in self.ignore
-            for name, _ in info.parameter_dims
-        )
+        return not any(is_named(name, pattern) for pattern in self.ignore for name, _ in info.parameter_dims)
