@@ -4,6 +4,7 @@ from dwindle.pruning.base import Pruner
 from dwindle.pruning.geometric_median import FPGMPruner
 from dwindle.pruning.importance import IMPORTANCES
 from dwindle.pruning.magnitude import L1NormPruner, L2NormPruner, LevelPruner
+from dwindle.pruning.observation import ObservingPruner
 from dwindle.pruning.random import RandomPruner
 from dwindle.pruning.report import PruningReport, SparsityRow
 
@@ -13,6 +14,7 @@ __all__ = [
     "L1NormPruner",
     "L2NormPruner",
     "LevelPruner",
+    "ObservingPruner",
     "Pruner",
     "PruningReport",
     "RandomPruner",

@@ -89,24 +89,32 @@ class Pruner:
         """
         raise NotImplementedError
 
-    def compress(self) -> tuple[nn.Module, dict[str, dict[str, Tensor]]]:
+    def compress(self, progress: float = 1.0) -> tuple[nn.Module, dict[str, dict[str, Tensor]]]:
         """Mask the model in place.
+
+        Args:
+            progress: Ratios are multiplied by it; schedules begin below 1 and go on with :meth:`update`.
 
         Returns:
             The model and its masks, ``{module: {target: mask}}``.
 
         Raises:
-            ConfigError: It was called before.
+            ConfigError: It was called before, or ``progress`` is not between 0 and 1.
             CaptureError: The model fails on the example inputs; it was not touched.
         """
         if self._compressed:
             raise ConfigError("compress() was called before; make a new pruner for another round")
+        check_progress(progress)
+        self.prepare()
+        self._mask(progress)
+        self._compressed = True
+        return self.model, self.masks
+
+    def prepare(self) -> None:
+        """Do what must be done before the first masks: analyse the model, and see what is masked already."""
         if self._inputs is not None:
             self._coupling = Coupling(self.model, self._analyse(), self._excluded)
         self._before = simulate.get_masks(self.model)
-        self._mask(1.0)
-        self._compressed = True
-        return self.model, self.masks
 
     def update(self, progress: float) -> None:
         """Measure again and renew the masks, with ratios scaled by ``progress`` (for schedules).
@@ -119,8 +127,7 @@ class Pruner:
         """
         if not self._compressed:
             raise ConfigError("update() renews masks; call compress() first")
-        if not 0 <= progress <= 1:
-            raise ConfigError(f"progress {progress} is not between 0 and 1")
+        check_progress(progress)
         self._mask(progress)
 
     def _analyse(self) -> Any:
@@ -252,18 +259,44 @@ class Pruner:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on; the masks themselves are in the model's own state."""
-        return {"compressed": self._compressed, "progress": self._progress}
+        masked = {str(target): simulate.simulator_of(self.model, target, "mask") for target in self._attached}
+        places = {
+            path: [simulator.apply_method, simulator.axis]
+            for path, simulator in masked.items()
+            if isinstance(simulator, simulate.MaskSimulator)
+        }
+        return {"compressed": self._compressed, "progress": self._progress, "masked": places}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave.
 
+        A pruner that works on its model already gets masks where the saved one had them, all ones until the
+        model's own state is loaded.
+
         Raises:
             ConfigError: A key is missing.
         """
-        missing = {"compressed", "progress"} - set(state)
+        missing = {"compressed", "progress", "masked"} - set(state)
         if missing:
             raise ConfigError(f"the state of a pruner needs {', '.join(sorted(missing))}")
+        if self._compressed:
+            places = {Target.parse(path): own for path, own in state["masked"].items()}
+            for target, (method, axis) in places.items():
+                if target not in self._attached:
+                    ones = None if axis is None else torch.ones(1)
+                    simulate.attach_mask(self.model, target, ones, apply_method=method, axis=axis)
+            self._attached = tuple(dict.fromkeys([*self._attached, *places]))
         self._compressed, self._progress = bool(state["compressed"]), float(state["progress"])
+
+
+def check_progress(progress: float) -> None:
+    """Refuse a progress that is no share.
+
+    Raises:
+        ConfigError: Saying so.
+    """
+    if not 0 <= progress <= 1:
+        raise ConfigError(f"progress {progress} is not between 0 and 1")
 
 
 def block_norm(weight: Tensor, granularity: Granularity, order: int) -> Tensor:

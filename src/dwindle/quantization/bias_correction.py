@@ -13,9 +13,9 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-from dwindle.quantization.batches import Inputs
 from dwindle.quantization.calls import CallKey, run_with
 from dwindle.quantization.simulation import PlacedMode, Simulation, SimulationMode, WeightSlot
+from dwindle.training.inputs import Inputs
 
 
 def _channel_mean(output: Tensor, linear: bool) -> Tensor:

@@ -12,8 +12,8 @@ import torch
 from torch import nn
 
 from dwindle.config.errors import ConfigError
-from dwindle.quantization.batches import forward_inputs
 from dwindle.quantization.calls import tensors_in
+from dwindle.training.inputs import forward_inputs
 
 
 @dataclass(frozen=True)

@@ -12,7 +12,6 @@ import torch
 from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError, did_you_mean
-from dwindle.quantization.batches import Inputs, calibration_batches, forward_inputs
 from dwindle.quantization.bias_correction import correct_biases
 from dwindle.quantization.calls import CallKey, run_with
 from dwindle.quantization.folding import Fold, apply_folds, find_folds
@@ -32,6 +31,7 @@ from dwindle.quantization.simulation import (
     is_quantized,
 )
 from dwindle.quantization.weights import is_depthwise, weight_scale
+from dwindle.training.inputs import Inputs, forward_inputs, input_batches
 
 
 @dataclass(frozen=True)
@@ -109,7 +109,7 @@ def quantize(
         raise ConfigError("this model is quantized already; quantize the original instead")
     overrides = overrides_from_config(model, config_list)
     simulated = copy.deepcopy(model).eval()
-    batches = calibration_batches(simulated, calibration_data, adapt, max_batches)
+    batches = input_batches(simulated, calibration_data, adapt, max_batches, "calibration_data")
     example = (
         None if example_inputs is None else forward_inputs(simulated, example_inputs, lambda batch: batch)
     )

@@ -46,19 +46,23 @@ def forward_inputs(model: nn.Module, batch: Any, adapt: Callable[[Any], Any] | N
         return (), chosen
     if isinstance(batch, tuple | list):
         if not batch:
-            raise ConfigError("a calibration batch is empty")
+            raise ConfigError("a batch is empty")
         count = len(batch) if adapt is not None else max(1, min(len(batch), _required(model)))
         return tuple(_tensor(value, device) for value in batch[:count]), {}
     if isinstance(batch, Tensor | np.ndarray):
         return (_tensor(batch, device),), {}
     raise ConfigError(
-        f"a calibration batch is a {type(batch).__name__}; tensors, tuples and mappings are understood, "
+        f"a batch is a {type(batch).__name__}; tensors, tuples and mappings are understood, "
         "for others give adapt=function"
     )
 
 
-def calibration_batches(
-    model: nn.Module, data: Any, adapt: Callable[[Any], Any] | None, limit: int | None
+def input_batches(
+    model: nn.Module,
+    data: Any,
+    adapt: Callable[[Any], Any] | None = None,
+    limit: int | None = None,
+    name: str = "data",
 ) -> Iterator[Inputs]:
     """Yield the arguments of one forward after the other.
 
@@ -67,21 +71,31 @@ def calibration_batches(
         data: An iterable of batches, or one tensor, which is one batch.
         adapt: See :func:`forward_inputs`.
         limit: At most so many batches; None for all.
+        name: What the caller's argument is called, for messages.
 
     Raises:
         ConfigError: ``data`` cannot be iterated or holds nothing.
     """
-    batches: Iterable[Any] = [data] if isinstance(data, Tensor | np.ndarray | Mapping) else data
-    if not isinstance(batches, Iterable):
-        raise ConfigError(f"calibration_data is a {type(data).__name__}, not an iterable of batches")
     seen = 0
-    for batch in batches:
+    for batch in batches_of(data, name):
         if limit is not None and seen >= limit:
             break
         yield forward_inputs(model, batch, adapt)
         seen += 1
     if not seen:
-        raise ConfigError("calibration_data gave no batch")
+        raise ConfigError(f"{name} gave no batch")
+
+
+def batches_of(data: Any, name: str = "data") -> Iterable[Any]:
+    """Return an iterable of batches; one tensor, array or mapping is one batch.
+
+    Raises:
+        ConfigError: ``data`` cannot be iterated.
+    """
+    batches: Iterable[Any] = [data] if isinstance(data, Tensor | np.ndarray | Mapping) else data
+    if not isinstance(batches, Iterable):
+        raise ConfigError(f"{name} is a {type(data).__name__}, not an iterable of batches")
+    return batches
 
 
 def _tensor(value: Any, device: torch.device) -> Any:

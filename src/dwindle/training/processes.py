@@ -1,0 +1,33 @@
+"""What the processes of a distributed run must agree on: sums of statistics, and values that one of them chose.
+
+Without ``torch.distributed`` (or with one process) every function gives back what it was given.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+
+import torch
+from torch import Tensor
+
+__all__ = ["is_distributed", "share_from_first", "sum_over_processes"]
+
+
+def is_distributed() -> bool:
+    """Whether several processes work together."""
+    distributed = torch.distributed
+    return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def sum_over_processes(tensors: Iterable[Tensor]) -> None:
+    """Add up each tensor over all processes, in place. All processes must give the same shapes in the same order."""
+    if is_distributed():
+        for tensor in tensors:
+            torch.distributed.all_reduce(tensor)
+
+
+def share_from_first(tensors: Iterable[Tensor]) -> None:
+    """Overwrite each tensor with that of the first process, in place."""
+    if is_distributed():
+        for tensor in tensors:
+            torch.distributed.broadcast(tensor, src=0)
