@@ -33,9 +33,10 @@ from dwindle.realize.blueprint import (
 )
 from dwindle.realize.config_search import ConfigSearch, NotDescribedError
 from dwindle.realize.plan import AttributeChange, Plan
+from dwindle.realize.precision import proof_dtype, widened_copy
 from dwindle.realize.scales import Scaling, after_cut, apply_scalings, enter, scalings_of
 from dwindle.realize.surgery import apply_settings
-from dwindle.realize.verify import TOLERANCE, difference, outputs_of, proof_dtype, random_inputs, widened_copy
+from dwindle.realize.verify import TOLERANCE, difference, outputs_of, random_inputs
 
 _MOST_PROOFS = 3
 _MORE_BUILDS = 40

@@ -21,16 +21,9 @@ from dwindle.graph.blocks import Block
 from dwindle.realize.depth import zero_branches
 from dwindle.realize.depth_plan import write_blocks
 from dwindle.realize.plan import Plan
+from dwindle.realize.precision import proof_dtype, widened_copy
 from dwindle.realize.surgery import apply_plan
-from dwindle.realize.verify import (
-    TOLERANCE,
-    Verification,
-    difference,
-    outputs_of,
-    proof_dtype,
-    random_inputs,
-    widened_copy,
-)
+from dwindle.realize.verify import TOLERANCE, Verification, difference, outputs_of, random_inputs
 
 _DROPOUTS = frozenset({"dropout", "feature_dropout", "alpha_dropout", "feature_alpha_dropout"})
 #: Operators with a dropout of their own, and the position of its probability.

@@ -15,15 +15,9 @@ from dwindle.graph.stand_ins import copied
 from dwindle.realize.depth_proof import StillRandomness
 from dwindle.realize.experts import ExpertCut, masking
 from dwindle.realize.plan import Plan
+from dwindle.realize.precision import proof_dtype, widened_copy
 from dwindle.realize.surgery import apply_plan
-from dwindle.realize.verify import (
-    TOLERANCE,
-    difference,
-    outputs_of,
-    proof_dtype,
-    random_inputs,
-    widened_copy,
-)
+from dwindle.realize.verify import TOLERANCE, difference, outputs_of, random_inputs
 
 #: So many sets of random inputs are tried until every expert was chosen.
 _TRIES = 12

@@ -25,11 +25,12 @@ from dwindle.realize.experts import ExpertCut, left_mixtures, masking, write_exp
 from dwindle.realize.experts_proof import prove_experts
 from dwindle.realize.optimizer import carry_over
 from dwindle.realize.plan import AttributeChange, Plan
+from dwindle.realize.precision import proof_dtype, widened_copy
 from dwindle.realize.rewrite import rewrite
 from dwindle.realize.scales import Scaling, apply_scalings, plan_scalings
 from dwindle.realize.surgery import cut, drop_blocks, tensor_slots
 from dwindle.realize.training_proof import prove_in_training
-from dwindle.realize.verify import Verification, proof_dtype, prove, widened_copy
+from dwindle.realize.verify import Verification, prove
 
 Keep = dict[Axis, torch.Tensor]
 

@@ -7,29 +7,26 @@ norm over a cut axis), against a replay in which the mask is applied inside thos
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
+from collections.abc import Callable
+from contextlib import AbstractContextManager, nullcontext, suppress
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 import torch
 import torch.utils._pytree as pytree
 from torch import nn
-from torch.utils._python_dispatch import TorchDispatchMode
 
 from dwindle import simulate
 from dwindle.config.errors import RealizeError
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
 from dwindle.graph.capture import larger_batch
-from dwindle.graph.function_caches import function_caches_kept
 from dwindle.graph.recorder import main_outputs
 from dwindle.graph.stand_ins import attributes_kept, copied, empty_caches, own_object
 from dwindle.graph.trace import Trace
+from dwindle.realize.precision import precise
 from dwindle.realize.replay import Replay, eager_call
 
-#: Above this many parameter elements the proof runs in float32.
-FLOAT64_LIMIT = 200_000_000
 PROOF_BATCHES = (2, 3)
 #: The last batch is made larger where the inputs have fewer numbers than this, up to the limit below.
 PROOF_ELEMENTS = 1024
@@ -63,145 +60,6 @@ class Verification:
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready data."""
         return asdict(self)
-
-
-class _Widened(TorchDispatchMode):
-    """Lets casts to narrower floats stay in float64, so that both sides are compared at full precision."""
-
-    _NARROW = (torch.float32, torch.float16, torch.bfloat16)
-
-    def __torch_dispatch__(self, func: Any, types: Any, args: Any = (), kwargs: Any = None) -> Any:
-        def widen(item: Any) -> Any:
-            if isinstance(item, torch.dtype):
-                return torch.float64 if item in self._NARROW else item
-            return item
-
-        args = tuple(widen(argument) for argument in args)
-        kwargs = {key: widen(argument) for key, argument in (kwargs or {}).items()}
-        if func is torch.ops.aten.conv2d.default and len(args) > 6 and args[6] == args[1].shape[0] > 1:
-            return depthwise_convolution(*args)
-        if func is torch.ops.aten._grouped_mm.default and args[0].dtype is torch.float64:
-            return grouped_product(*args, **kwargs)
-        return func(*args, **kwargs)
-
-
-def depthwise_convolution(
-    data: torch.Tensor,
-    weight: torch.Tensor,
-    bias: torch.Tensor | None,
-    stride: list[int],
-    padding: list[int],
-    dilation: list[int],
-    groups: int,
-) -> torch.Tensor:
-    """Depthwise 2-d convolution as a sum over kernel positions: torch's own is very slow in float64.
-
-    Args:
-        data: (N, C, H, W).
-        weight: (C, 1, kernel height, kernel width).
-        bias: (C,) or None.
-        stride: Of height and width.
-        padding: Likewise.
-        dilation: Likewise.
-        groups: C.
-    """
-    if weight.shape[1] != 1 or data.dim() != 4:
-        return torch.ops.aten.conv2d.default(data, weight, bias, stride, padding, dilation, groups)
-    stride, padding, dilation = (
-        [*pair] * 2 if len(pair) == 1 else pair for pair in (stride, padding, dilation)
-    )
-    padded = torch.nn.functional.pad(data, (padding[1], padding[1], padding[0], padding[0]))
-    kernel = weight.shape[2:]
-    height = (padded.shape[2] - dilation[0] * (kernel[0] - 1) - 1) // stride[0] + 1
-    width = (padded.shape[3] - dilation[1] * (kernel[1] - 1) - 1) // stride[1] + 1
-    result = data.new_zeros(data.shape[0], groups, height, width)
-    for row in range(kernel[0]):
-        for column in range(kernel[1]):
-            top, left = row * dilation[0], column * dilation[1]
-            window = padded[
-                :,
-                :,
-                top : top + stride[0] * (height - 1) + 1 : stride[0],
-                left : left + stride[1] * (width - 1) + 1 : stride[1],
-            ]
-            result.addcmul_(window, weight[:, 0, row, column].view(1, -1, 1, 1))
-    return result if bias is None else result + bias.view(1, -1, 1, 1)
-
-
-def grouped_product(
-    left: torch.Tensor,
-    right: torch.Tensor,
-    offs: torch.Tensor | None = None,
-    bias: torch.Tensor | None = None,
-    out_dtype: torch.dtype | None = None,
-) -> torch.Tensor:
-    """Product of rows, sorted by group, with one matrix a group: torch's own has no float64.
-
-    Args:
-        left: (rows, in) or (groups, rows, in).
-        right: (groups, in, out) or (in, out).
-        offs: Where each group ends.
-        bias: Added to the result.
-        out_dtype: Not used: everything is float64.
-    """
-    if offs is None:
-        result = left @ right
-    else:
-        ends = offs.tolist()
-        spans = list(zip([0, *ends[:-1]], ends, strict=True))
-        rows, columns = left.shape[-2], right.shape[-1]
-        if left.dim() == 2 and right.dim() == 2:
-            result = torch.stack([left[:, a:b] @ right[a:b] for a, b in spans])
-        elif left.dim() == 2:
-            result = left.new_zeros(rows, columns)
-            for number, (a, b) in enumerate(spans):
-                result[a:b] = left[a:b] @ right[number]
-        else:
-            result = left.new_zeros(rows, columns)
-            for number, (a, b) in enumerate(spans):
-                result[:, a:b] = left[number] @ right[:, a:b]
-    return result if bias is None else result + bias
-
-
-@contextmanager
-def precise(dtype: torch.dtype) -> Iterator[None]:
-    """Run in ``dtype``: factory functions and casts follow; no gradients; random state kept."""
-    default = torch.get_default_dtype()
-    fast_path = torch.backends.mha.get_fastpath_enabled()
-    try:
-        torch.set_default_dtype(dtype)
-        torch.backends.mha.set_fastpath_enabled(False)
-        with function_caches_kept(), torch.inference_mode(), torch.random.fork_rng(devices=[]):
-            if dtype is torch.float64:
-                with _Widened():
-                    yield
-            else:
-                yield
-    finally:
-        torch.set_default_dtype(default)
-        torch.backends.mha.set_fastpath_enabled(fast_path)
-
-
-def proof_dtype(model: nn.Module) -> torch.dtype:
-    """Precision of the proof for a model of this size."""
-    elements = sum(parameter.numel() for parameter in model.parameters())
-    return torch.float64 if elements <= FLOAT64_LIMIT else torch.float32
-
-
-def widened_copy(model: nn.Module, dtype: torch.dtype) -> nn.Module:
-    """Return a deep copy in evaluation mode and in ``dtype`` (complex numbers in the complex type of that width)."""
-
-    def widen(tensor: torch.Tensor) -> torch.Tensor:
-        if tensor.is_complex():
-            return tensor.to(dtype.to_complex())
-        return tensor.to(dtype) if tensor.is_floating_point() else tensor
-
-    twin = copied(model)._apply(widen).eval()
-    for module in twin.modules():
-        for key, held in vars(module).items():
-            if isinstance(held, torch.Tensor):
-                vars(module)[key] = widen(held)
-    return twin
 
 
 def random_inputs(
@@ -379,26 +237,14 @@ def prove(
     dtype = next((p.dtype for p in masked.parameters() if p.is_floating_point()), torch.float32)
     empty_caches(masked, analysis.trace.caches)
     with masking(masked):
-        # code may count on the order of integers (places that stand for a picture), or fix the batch size
-        choices = [(PROOF_BATCHES, True), (PROOF_BATCHES, False), ((), True), ((), False)]
-        for number, (batches, shuffle) in enumerate(choices):
-            variants = random_inputs(analysis, dtype, seed, batches, shuffle=shuffle)
-            try:
-                expected = outputs_of(masked, variants, dtype)
-                break
-            except Exception:
-                if number == len(choices) - 1:
-                    raise
-        if not _says_something(expected):
-            variants = random_inputs(analysis, dtype, seed, shuffle=False, noisy=False)
-            expected = outputs_of(masked, variants, dtype)
+        variants, expected = _expected(analysis, masked, seed, dtype)
+    inside = _inside(analysis, keep)
     # a norm of a masked row may divide zero by zero: then the reference has the mask inside
-    if not _says_something(expected) and not _inside(analysis, keep):
+    if not _says_something(expected) and not inside:
         raise RealizeError(
             "nothing can be proven: the masked model gives no finite number on random inputs nor on the example; "
             "the model was left as it was"
         )
-    inside = _inside(analysis, keep)
     twin = copied(masked) if inside else None
     if twin is not None:
         simulate.detach(twin, keep_values=True)  # the replay reads plain parameters
@@ -411,11 +257,11 @@ def prove(
         raise RealizeError(
             f"the small model does not run ({type(error).__name__}: {error}); the model was left as it was"
         ) from error
-    tolerance = TOLERANCE[dtype]
+    name, tolerance = str(dtype).removeprefix("torch."), TOLERANCE[dtype]
     gap = difference(expected, actual)
     reference, used = "the masked model itself", []
+    ran = [variant for variant, output in zip(variants, expected, strict=True) if output is not None]
     if gap > tolerance and twin is not None:
-        ran = [variant for variant, output in zip(variants, expected, strict=True) if output is not None]
         shown = [output for output, wanted in zip(actual, expected, strict=True) if wanted is not None]
         for reference_run in (replayed, masked_inside):
             with suppress(Exception), masking(twin):
@@ -423,17 +269,37 @@ def prove(
             if gap <= tolerance:
                 break
         reference, used = "the masked model, with the mask applied inside the operators listed", inside
-    sizes = [
-        next((t.shape[0] for t in pytree.tree_leaves(variant) if isinstance(t, torch.Tensor) and t.dim()), 1)
-        for variant, output in zip(variants, expected, strict=True)
-        if output is not None
-    ]
     if gap > tolerance:
         raise RealizeError(
             f"the small model is not equal to the masked one: the largest difference is {gap:.3g} "
-            f"(allowed {tolerance:g}, {str(dtype).removeprefix('torch.')}); the model was left as it was"
+            f"(allowed {tolerance:g}, {name}); the model was left as it was"
         )
-    return Verification(True, gap, str(dtype).removeprefix("torch."), sizes, reference, used)
+    return Verification(True, gap, name, [_batch_size(variant) for variant in ran], reference, used)
+
+
+def _expected(
+    analysis: Analysis, masked: nn.Module, seed: int, dtype: torch.dtype
+) -> tuple[list[tuple[Any, Any]], list[list[torch.Tensor] | None]]:
+    """Return inputs that the masked model takes and that tell something, with its outputs."""
+    # code may count on the order of integers (places that stand for a picture), or fix the batch size
+    choices = [(PROOF_BATCHES, True), (PROOF_BATCHES, False), ((), True), ((), False)]
+    for number, (batches, shuffle) in enumerate(choices):
+        variants = random_inputs(analysis, dtype, seed, batches, shuffle=shuffle)
+        try:
+            expected = outputs_of(masked, variants, dtype)
+            break
+        except Exception:
+            if number == len(choices) - 1:
+                raise
+    if not _says_something(expected):
+        variants = random_inputs(analysis, dtype, seed, shuffle=False, noisy=False)
+        expected = outputs_of(masked, variants, dtype)
+    return variants, expected
+
+
+def _batch_size(variant: tuple[Any, Any]) -> int:
+    leaves = pytree.tree_leaves(variant)
+    return next((leaf.shape[0] for leaf in leaves if isinstance(leaf, torch.Tensor) and leaf.dim()), 1)
 
 
 def _says_something(results: list[list[torch.Tensor] | None]) -> bool:
