@@ -4,6 +4,7 @@ The contract is :class:`Compressor`; :func:`compress` lets several of them work 
 loop; :func:`fit` is a loop for those who have none.
 """
 
+from dwindle.training.adaptive_schedule import AdaptiveSchedule
 from dwindle.training.batches import accuracy, logits_of, predictions
 from dwindle.training.checkpoint import load_state, save_state
 from dwindle.training.compressor import Compressor
@@ -13,19 +14,28 @@ from dwindle.training.schedule import (
     ConstantSchedule,
     CosineSchedule,
     CubicSchedule,
+    ExponentialSchedule,
+    ExponentialWithBiasSchedule,
     LinearSchedule,
+    MultistepSchedule,
+    PolynomialSchedule,
     Schedule,
     value_at,
 )
 
 __all__ = [
+    "AdaptiveSchedule",
     "CompressionRun",
     "Compressor",
     "ConstantSchedule",
     "CosineSchedule",
     "CubicSchedule",
     "EpochRecord",
+    "ExponentialSchedule",
+    "ExponentialWithBiasSchedule",
     "LinearSchedule",
+    "MultistepSchedule",
+    "PolynomialSchedule",
     "Schedule",
     "TrainingOptions",
     "TrainingResult",
