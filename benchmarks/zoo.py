@@ -16,6 +16,7 @@ import contextlib
 import json
 import multiprocessing
 import os
+import re
 import resource
 import subprocess
 import sys
@@ -97,10 +98,19 @@ class Running:
             last = self.errors.read_text().strip().splitlines()[-1:] if self.errors.exists() else []
             found = self._failure(f"exit {self.process.exitcode}: {' '.join(last)[:300]}")
         found["seconds"] = {**found.get("seconds", {}), "all": seconds}
-        return {**found, "date": time.strftime("%Y-%m-%d"), "commit": COMMIT}
+        return without_places({**found, "date": time.strftime("%Y-%m-%d"), "commit": COMMIT})
 
     def _failure(self, why: str) -> dict[str, Any]:
         return {"model": self.name, "passes": False, "failures": {"process": why}}
+
+
+def without_places(row: dict[str, Any]) -> dict[str, Any]:
+    """Return a row whose messages name files as the project does, and no directory of this machine."""
+    text = json.dumps(row).replace(f"{HERE.parent}/", "")
+    temporary = re.escape(tempfile.gettempdir())
+    text = re.sub(rf"{temporary}/[^\s\"]*/([^/\s\"]+)", r"\1", text)
+    text = re.sub(r"/[^\s\"]*/(site-packages|python3\.\d+)/", "", text)
+    return dict(json.loads(text))
 
 
 def sweep(wanted: list[str], options: argparse.Namespace) -> Iterator[dict[str, Any]]:
