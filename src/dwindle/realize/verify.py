@@ -21,7 +21,7 @@ from dwindle.config.errors import RealizeError
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
 from dwindle.graph.capture import larger_batch
-from dwindle.graph.recorder import main_outputs
+from dwindle.graph.outputs import main_outputs
 from dwindle.graph.stand_ins import attributes_kept, copied, empty_caches, own_object
 from dwindle.graph.trace import Trace
 from dwindle.realize.precision import precise
