@@ -4,19 +4,27 @@ from dwindle.pruning.base import Pruner
 from dwindle.pruning.geometric_median import FPGMPruner
 from dwindle.pruning.importance import IMPORTANCES
 from dwindle.pruning.magnitude import L1NormPruner, L2NormPruner, LevelPruner
+from dwindle.pruning.movement import MovementPruner
 from dwindle.pruning.observation import ObservingPruner
 from dwindle.pruning.random import RandomPruner
 from dwindle.pruning.report import PruningReport, SparsityRow
+from dwindle.pruning.scheduled import AGPPruner, LinearPruner, ScheduledPruner
+from dwindle.pruning.trained import TrainingPruner
 
 __all__ = [
     "IMPORTANCES",
+    "AGPPruner",
     "FPGMPruner",
     "L1NormPruner",
     "L2NormPruner",
     "LevelPruner",
+    "LinearPruner",
+    "MovementPruner",
     "ObservingPruner",
     "Pruner",
     "PruningReport",
     "RandomPruner",
+    "ScheduledPruner",
     "SparsityRow",
+    "TrainingPruner",
 ]

@@ -65,6 +65,7 @@ class Pruner:
         self._coupling: Coupling | None = None
         self._before: dict[Target, Tensor] = {}
         self._attached: tuple[Target, ...] = ()
+        self._prepared = False
         self._compressed = False
         self._progress = 0.0
         self._report: PruningReport | None = None
@@ -115,6 +116,7 @@ class Pruner:
         if self._inputs is not None:
             self._coupling = Coupling(self.model, self._analyse(), self._excluded)
         self._before = simulate.get_masks(self.model)
+        self._prepared = True
 
     def update(self, progress: float) -> None:
         """Measure again and renew the masks, with ratios scaled by ``progress`` (for schedules).
@@ -141,11 +143,11 @@ class Pruner:
         goals = self.plan.goals
         modules = dict(self.model.named_modules())
         metrics = {
-            target: self.metric(target, weight, goals[target].granularity)
+            target: self._behind(target, self.metric(target, weight, goals[target].granularity))
             for target, weight in self.collect().items()
         }
         sets, notes = unit_sets(goals, metrics, progress=progress, coupling=self._coupling)
-        keep, axes = selected(sets, goals, metrics, coupling=self._coupling)
+        keep, axes = selected(sets, goals, metrics, progress=progress, coupling=self._coupling)
         masks = masks_of_goals(self.plan, keep)
         followed = follow_axes(masks, self._coupling, axes) if self._coupling is not None else {}
         followed |= follow_alignments(masks, self.plan.settings, modules)
@@ -158,6 +160,14 @@ class Pruner:
         self._report = self._describe(masks, followed, notes, progress, unit_counts(sets))
         if progress == 1:
             self._warn_of_misses()
+
+    def _behind(self, target: Target, metric: Tensor) -> Tensor:
+        """Rank blocks that were masked before this pruner behind all others: what is gone goes first."""
+        before = self._before.get(target)
+        if before is None:
+            return metric
+        gone = self.plan.goals[target].granularity.reduce(before.float(), "sum") == 0
+        return metric.masked_fill(gone.to(metric.device), float("-inf"))
 
     def _attachable(
         self, masks: Mapping[Target, Tensor], modules: Mapping[str, nn.Module]
@@ -249,6 +259,8 @@ class Pruner:
         if not self._compressed:
             self.compress()
         elif not self._attached:
+            if not self._prepared:  # its state was loaded before it saw the model
+                self.prepare()
             self._mask(self._progress)
 
     def detach(self, *, keep_values: bool = True) -> nn.Module:

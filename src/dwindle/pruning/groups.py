@@ -65,7 +65,7 @@ def unit_sets(
     Args:
         goals: The targets.
         metrics: One value for each block of each target.
-        progress: Ratios are multiplied by it (schedules).
+        progress: Ratios and thresholds are multiplied by it (schedules).
         coupling: What an analysis of the model found; None couples nothing.
     """
     rest = {target: planned for target, planned in goals.items() if planned.granularity.kind != "pattern"}
@@ -111,7 +111,7 @@ def _units(
         metric=metric,
         elements=elements,
         ratio=min(ratios) * progress if ratios else None,
-        threshold=min(thresholds) if thresholds and not ratios else None,
+        threshold=min(thresholds) * progress if thresholds and not ratios else None,
         minimum=max(lows) * progress if lows else None,
         maximum=min(highs) if highs else None,
         parts=math.lcm(*(setting.internal_metric_block or 1 for setting in settings)),
@@ -202,6 +202,7 @@ def selected(
     goals: Mapping[Target, PlannedTarget],
     metrics: Mapping[Target, Tensor],
     *,
+    progress: float = 1.0,
     coupling: Coupling | None = None,
 ) -> tuple[dict[Target, Tensor], list[MaskedAxis]]:
     """Return which blocks of each target stay, and for each axis which indices stay.
@@ -210,6 +211,7 @@ def selected(
         sets: The units.
         goals: The targets.
         metrics: One value for each block of each target.
+        progress: In an N:M pattern this share of the ``M - N`` that shall go, rounded down, goes (schedules).
         coupling: Corrects the counts of axes whose sizes must agree with others.
     """
     kept = choose([unit_set.units for unit_set in sets])
@@ -242,7 +244,8 @@ def selected(
     for target, planned in goals.items():
         blocks = planned.granularity
         if blocks.kind == "pattern":
-            keep[target] = pattern_keep(metrics[target], blocks.axis, blocks.keep, blocks.window)
+            stays = blocks.window - int((blocks.window - blocks.keep) * progress)
+            keep[target] = pattern_keep(metrics[target], blocks.axis, stays, blocks.window)
         else:
             shape = blocks.block_shape(planned.shape)
             keep[target] = torch.ones(shape, dtype=torch.bool, device=metrics[target].device)
