@@ -35,6 +35,7 @@ _ROOMS = (
     "quantization",
     "distillation",
     "report",
+    "search",
     "recipe",
 )
 

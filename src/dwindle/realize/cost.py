@@ -56,6 +56,16 @@ class CostModel:
             products += _products(node) if stays(node.module) else []
         return cls(parameters, products)
 
+    @classmethod
+    def by_module(cls, analysis: Analysis) -> dict[str, CostModel]:
+        """Return the multiply-accumulates of each module that has some, by path, in the order of the recording."""
+        found: dict[str, CostModel] = {}
+        for node in analysis.trace.live_nodes():
+            products = _products(node)
+            if products:
+                found.setdefault(node.module, cls([], [])).products.extend(products)
+        return found
+
     def elements(self, counts: Counts) -> int:
         """Number of parameter elements under ``counts``."""
         return sum(

@@ -1,0 +1,28 @@
+"""Search: which ratio each coupled axis of a model gets, by trials under a budget.
+
+One trial interface (:class:`Problem`, :func:`run_search`), and on it the searches of the literature. The package is
+made so that its trials can be sent to other processes: a proposal is a list of counts, a trial is plain data.
+"""
+
+from dwindle.search.annealing import SimulatedAnnealing
+from dwindle.search.problem import Problem
+from dwindle.search.result import SearchResult
+from dwindle.search.running import Algorithm, Outcome, Proposal, Search, run_search
+from dwindle.search.space import Space, Variable
+from dwindle.search.storage import TrialStore
+from dwindle.search.trial import Trial
+
+__all__ = [
+    "Algorithm",
+    "Outcome",
+    "Problem",
+    "Proposal",
+    "Search",
+    "SearchResult",
+    "SimulatedAnnealing",
+    "Space",
+    "Trial",
+    "TrialStore",
+    "Variable",
+    "run_search",
+]

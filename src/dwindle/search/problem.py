@@ -1,0 +1,320 @@
+"""What a search works on: a model, how a trial of it is made and scored, and what it may cost.
+
+The one trial interface of all searches: *counts of axes -> small (or masked) model -> score and cost*.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import math
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
+from dataclasses import replace
+from typing import Any, get_args
+
+import torch
+from torch import nn
+
+from dwindle.config.errors import RealizeError
+from dwindle.config.schema import AxisKind
+from dwindle.graph.analysis import Analysis, analyse
+from dwindle.graph.axes import Axis
+from dwindle.graph.counts import Counts
+from dwindle.graph.stand_ins import copied
+from dwindle.measure.macs import evaluation_mode
+from dwindle.pruning.importance import IMPORTANCES
+from dwindle.realize.choose import Criterion, axis_scores, best_indices, check_name
+from dwindle.realize.cost import CostModel
+from dwindle.realize.plan import Plan
+from dwindle.realize.shrink import Keep, ShrinkResult, liven, make_plan, shrink, zero_removed
+from dwindle.realize.surgery import _held, tensor_slots
+from dwindle.search.cost import Budget, Cost, CountedCost, MeasuredLatency, milliseconds
+from dwindle.search.latency import LatencyModel
+from dwindle.search.space import Space
+from dwindle.search.storage import TrialStore
+from dwindle.search.trial import Trial, key_of
+from dwindle.training.checkpoint import random_state, restore_random_state
+from dwindle.training.loop import seed_everything
+
+__all__ = ["Problem"]
+
+Evaluate = Callable[[nn.Module], float]
+FineTune = Callable[[nn.Module], None]
+
+
+class Problem:
+    """A model to be made smaller within a budget. The model itself is never changed by a search.
+
+    Args:
+        model: Any module.
+        example_inputs: A tensor, or a tuple of positional inputs.
+        evaluate: Gives the score of a small model, higher is better; called in evaluation mode, without gradients.
+        budget: ``{"macs": 0.5}``, ``{"params": 0.3}``, ``{"bytes": 0.3}``, ``{"latency": 0.5}`` (in torch) or
+            ``{"latency:onnxruntime": 0.5}``: the share of the model's cost that may stay.
+        fine_tune: Trains a small model for a short time before it is scored; called in training mode. None
+            scores models as they are cut.
+        importance: Which indices of an axis go first: a name, or ``f(weight, dim) -> scores``.
+        example_kwargs: Keyword inputs.
+        axes: Kinds of axes that may shrink; None means all that shrink by default.
+        ignore: Parameter names, module names or patterns whose axes stay.
+        minimum: At least so many indices of each axis stay.
+        largest_ratio: The most that any axis loses, below 1: no layer is emptied.
+        round_to: Counts become a multiple of this.
+        masked: Score the masked model of the original size instead of the small one (for models whose cut is slow).
+        seed: Every trial begins with the random generators seeded by it and by its counts, so that a trial gives
+            the same in any order and in any process.
+        threads: Threads of a timed pass; None: the runtime's own choice.
+        repeats: Timed passes.
+
+    Raises:
+        ConfigError: An argument is not valid, or no axis may shrink.
+        CaptureError: The model fails on the inputs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        example_inputs: Any,
+        evaluate: Evaluate,
+        budget: Mapping[str, float],
+        *,
+        fine_tune: FineTune | None = None,
+        importance: str | Criterion = "l1",
+        example_kwargs: Mapping[str, Any] | None = None,
+        axes: Sequence[str] | None = None,
+        ignore: Sequence[str] = (),
+        minimum: int = 1,
+        largest_ratio: float = 0.9,
+        round_to: int = 1,
+        masked: bool = False,
+        seed: int = 0,
+        threads: int | None = None,
+        repeats: int = 30,
+    ) -> None:
+        self.budget = Budget.of(budget)
+        for kind in axes or ():
+            check_name(kind, list(get_args(AxisKind)), "axes")
+        if not callable(importance):
+            check_name(importance, list(IMPORTANCES), "importance")
+        self.model = model
+        self.inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+        self.kwargs = dict(example_kwargs or {})
+        self.evaluate, self.fine_tune = evaluate, fine_tune
+        self.importance = importance
+        self.masked, self.seed, self.threads, self.repeats = masked, seed, threads, repeats
+        self._bounds: dict[str, Any] = {
+            "kinds": axes,
+            "ignore": tuple(ignore),
+            "minimum": minimum,
+            "largest_ratio": largest_ratio,
+            "round_to": round_to,
+        }
+        self.base = ""
+        self._prices: LatencyModel | None = None
+        self._look(model)
+        self.limit = math.nan
+        if not self.is_measured:
+            self.limit = self.budget.share * self.cost.predicted(self.space.full())
+
+    def _look(self, model: nn.Module) -> None:
+        """Analyse the model: its space, its costs, the importance of its indices."""
+        self.analysis: Analysis = analyse(model, self.inputs, self.kwargs)
+        self.space = Space.of(self.analysis, **self._bounds)
+        tensors = {name: _held(*holders[0]) for name, holders in tensor_slots(model).items()}
+        criterion = self.importance if callable(self.importance) else IMPORTANCES[self.importance]
+        infos = [variable.info for variable in self.space.variables]
+        self.scores: dict[Axis, torch.Tensor] = axis_scores(self.analysis, infos, tensors, criterion)
+        self.cost: Cost
+        if not self.is_measured:
+            self.cost = CountedCost(self.budget.cost, self.analysis)
+        elif self._prices is not None:
+            self._use(replace(self._prices, modules=CostModel.by_module(self.analysis)))
+
+    @property
+    def is_measured(self) -> bool:
+        """Whether the cost is a latency that is measured."""
+        return self.budget.cost.startswith("latency")
+
+    @property
+    def runtime(self) -> str:
+        """The runtime whose latency is the cost."""
+        return self.budget.cost.partition(":")[2] or "torch"
+
+    def identity(self) -> dict[str, Any]:
+        """What must agree for stored trials to be valid for this problem."""
+        digest = hashlib.sha256()
+        for name, tensor in sorted(self.model.state_dict().items()):
+            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
+                digest.update(name.encode())
+                digest.update(
+                    tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
+                )
+        name = self.importance if isinstance(self.importance, str) else self.importance.__name__
+        return {
+            "model": digest.hexdigest(),
+            "space": {variable.name: variable.size for variable in self.space.variables},
+            "importance": name,
+            "cost": self.budget.cost,
+            "fine-tuning": self.fine_tune is not None,
+            "masked": self.masked,
+            "seed": self.seed,
+        }
+
+    # costs
+
+    def prepare(self, store: TrialStore) -> None:
+        """Fit the prices of a measured latency, once; measurements of an earlier run are taken from the store."""
+        if not self.is_measured or self._prices is not None:
+            return
+        samples = self._samples()
+        times = []
+        for counts in samples:
+            name = f"{self.budget.cost} {key_of(self.space.named(counts), self.base)}"
+            if name not in store.figures:
+                store.add_figure(name, self._milliseconds(self.build(counts).model))
+            times.append(store.figures[name])
+        self._use(LatencyModel.fitted(CostModel.by_module(self.analysis), samples, times))
+        self.limit = self.budget.share * times[0]
+
+    def _samples(self) -> list[Counts]:
+        """Counts to measure: the whole model, even cuts, and each variable cut alone."""
+        space = self.space
+        even = [{v.name: share * v.largest_ratio for v in space.variables} for share in (1 / 3, 2 / 3, 1.0)]
+        alone = [{variable.name: variable.largest_ratio} for variable in space.variables]
+        return [space.full(), *(space.counts(ratios) for ratios in (*even, *alone))]
+
+    def _use(self, prices: LatencyModel) -> None:
+        self._prices = prices
+        self.cost = MeasuredLatency(self.budget.cost, prices, self._milliseconds)
+
+    def _milliseconds(self, model: nn.Module) -> float:
+        return milliseconds(
+            model, self.inputs, self.kwargs, self.runtime, threads=self.threads, repeats=self.repeats
+        )
+
+    # trials
+
+    def keep(self, counts: Counts) -> Keep:
+        """Return which indices of each axis stay: the most important ones."""
+        return {
+            variable.axis: best_indices(self.scores[variable.axis], counts[variable.axis])
+            for variable in self.space.variables
+            if counts[variable.axis] < variable.size
+        }
+
+    def build(
+        self,
+        counts: Counts,
+        *,
+        model: nn.Module | None = None,
+        verify: bool = False,
+        optimizer: torch.optim.Optimizer | None = None,
+    ) -> ShrinkResult:
+        """Cut a copy of the model to counts.
+
+        Args:
+            counts: How many indices of each axis stay.
+            model: What is cut, in place, instead of a copy.
+            verify: Prove that the small model equals the masked one.
+            optimizer: Goes on with the small model.
+
+        Raises:
+            RealizeError: The small model was not proven equal.
+        """
+        return shrink(
+            copied(self.model) if model is None else model,
+            self.analysis,
+            self.space.solver,
+            self.keep(counts),
+            optimizer=optimizer,
+            verify=verify,
+            mask=_masked,
+        )
+
+    def trained(self, counts: Counts) -> nn.Module:
+        """Return the model of a trial: cut (or masked), and fine-tuned where that is asked for."""
+        named = self.space.named(counts)
+        with self._seeded(key_of(named, self.base)):
+            if self.masked:
+                small = copied(self.model)
+                zero_removed(small, make_plan(self.analysis, self.space.solver, self.keep(counts)))
+            else:
+                small = self.build(counts).model
+            if self.fine_tune is not None:
+                small.train()
+                self.fine_tune(small)
+            return small
+
+    def assess(self, counts: Counts) -> Trial:
+        """Carry out one trial.
+
+        Args:
+            counts: How many indices of each axis stay.
+
+        Returns:
+            The trial; with a score of ``-inf`` and the reason where the model could not be cut or has no score.
+        """
+        started = time.perf_counter()
+        named = self.space.named(counts)
+        key, error, score, cost = key_of(named, self.base), None, -math.inf, self.cost.predicted(counts)
+        try:
+            small = self.trained(counts)
+        except RealizeError as failure:
+            error = str(failure)
+        else:
+            with self._seeded(key), torch.no_grad(), evaluation_mode(small):
+                score = float(self.evaluate(small))
+            if not self.masked:
+                cost = self.cost.measured(counts, small)
+        if error is None and not math.isfinite(score):
+            error, score = f"the score is {score}", -math.inf
+        return Trial(
+            key,
+            named,
+            self.space.ratios(counts),
+            score,
+            cost,
+            time.perf_counter() - started,
+            self.base,
+            error,
+        )
+
+    @contextmanager
+    def _seeded(self, key: str) -> Iterator[None]:
+        """Seed every random generator for one trial, and put them back as they were."""
+        before = random_state()
+        seed_everything((int(key, 16) + self.seed) % 2**31)
+        try:
+            yield
+        finally:
+            restore_random_state(before)
+
+    # rounds
+
+    def of_round(self, model: nn.Module, base: str, limit: float | None = None) -> Problem:
+        """Return the same problem for the model of a finished round.
+
+        Args:
+            model: The smaller model.
+            base: The key of the trial that it comes from.
+            limit: The cost that may stay; None for that of this problem.
+        """
+        twin: Problem = Problem.__new__(Problem)
+        vars(twin).update(vars(self))
+        twin.model, twin.base = model, base
+        twin.limit = self.limit if limit is None else limit
+        floors = self._bounds.get("floors") or {own.name: own.least for own in self.space.variables}
+        twin._bounds = {**self._bounds, "floors": floors}
+        twin._look(model)
+        return twin
+
+    def meets(self, trial: Trial, tolerance: float = 0.0) -> bool:
+        """Whether a trial succeeded within the budget."""
+        return trial.error is None and trial.cost <= self.limit * (1 + tolerance)
+
+
+def _masked(copy: nn.Module, plan: Plan) -> None:
+    """Make the reference of the proof: lively numbers, and zeros wherever something is cut."""
+    liven(copy)
+    zero_removed(copy, plan)
