@@ -1,5 +1,6 @@
 """Pruners: which weights go, by what measure, in what blocks and groups."""
 
+from dwindle.pruning.activation import ActivationAPoZRankPruner, ActivationMeanRankPruner
 from dwindle.pruning.base import Pruner
 from dwindle.pruning.geometric_median import FPGMPruner
 from dwindle.pruning.importance import IMPORTANCES
@@ -9,11 +10,14 @@ from dwindle.pruning.observation import ObservingPruner
 from dwindle.pruning.random import RandomPruner
 from dwindle.pruning.report import PruningReport, SparsityRow
 from dwindle.pruning.scheduled import AGPPruner, LinearPruner, ScheduledPruner
+from dwindle.pruning.taylor import TaylorPruner
 from dwindle.pruning.trained import TrainingPruner
 
 __all__ = [
     "IMPORTANCES",
     "AGPPruner",
+    "ActivationAPoZRankPruner",
+    "ActivationMeanRankPruner",
     "FPGMPruner",
     "L1NormPruner",
     "L2NormPruner",
@@ -26,5 +30,6 @@ __all__ = [
     "RandomPruner",
     "ScheduledPruner",
     "SparsityRow",
+    "TaylorPruner",
     "TrainingPruner",
 ]

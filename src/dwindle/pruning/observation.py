@@ -20,9 +20,10 @@ from torch.utils.hooks import RemovableHandle
 from dwindle.config import Target
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.pruning.base import Pruner
+from dwindle.pruning.statistics import Statistics, agree
 from dwindle.training.batches import logits_of, move_batch, split_batch
 from dwindle.training.inputs import batches_of, forward_inputs
-from dwindle.training.processes import sum_over_processes
+from dwindle.training.progress import tracked
 
 #: The task's loss: ``loss(outputs, target)`` gives a 0-d tensor.
 Loss = Callable[[Any, Any], Tensor]
@@ -56,6 +57,9 @@ class ObservingPruner(Pruner):
 
     #: Whether the loss is needed and its gradients are read.
     needs_gradients: ClassVar[bool] = False
+    #: Whether the own pass over ``data`` normalizes with the statistics of each batch (for untrained models, whose
+    #: running statistics mean nothing); the running statistics are as before afterwards.
+    batch_statistics: ClassVar[bool] = False
 
     def __init__(
         self,
@@ -80,11 +84,12 @@ class ObservingPruner(Pruner):
         self.loss_function, self.batches_wanted, self.adapt = loss, batches, adapt
         self.training_steps = training_steps
         self.steps = 0
-        self.sums: dict[Target, Tensor] = {}
+        self.statistics = Statistics()
         self.batches_seen = 0
         self._stale = False
         self._own_pass = False
         self._handles: list[Any] = []
+        self._optimized: set[int] | None = None
 
     # What a subclass writes.
 
@@ -93,40 +98,49 @@ class ObservingPruner(Pruner):
         yield from ()
 
     def gradients(self) -> None:
-        """Read ``.grad`` of parameters, complete and before the optimizer uses them; by default nothing."""
+        """Read gradients with :meth:`gradient_of`, complete and before the optimizer uses them; by default nothing."""
 
     # What a subclass uses.
 
-    def add(self, target: Target, value: Tensor) -> None:
-        """Add the value of one batch to the sum of a target (in float32 at least).
+    @property
+    def observing(self) -> bool:
+        """Whether what runs now counts: the own pass over ``data``, or a training step (no evaluation)."""
+        return self._own_pass or self.model.training
+
+    def add(self, target: Target, value: Tensor, count: float = 1.0) -> None:
+        """Add to the sum of a target (in float32 at least); in an evaluation between training steps do nothing.
 
         Args:
             target: Which target it belongs to.
-            value: Any shape, always the same for one target.
+            value: The sum over ``count`` observations; any shape, always the same for one target.
+            count: How many observations it stands for: of means over samples, tokens or pixels their number.
         """
-        if not self._own_pass and not self.model.training:
-            return  # an evaluation between the steps of a training run
-        value = value.detach()
-        if not value.is_floating_point() or value.dtype.itemsize < 4:
-            value = value.float()
-        self._renew()
-        if target in self.sums:
-            self.sums[target] += value
-        else:
-            self.sums[target] = value.clone()
+        if self.observing:
+            self._renew()
+            self.statistics.add(target, value, count)
 
     def mean(self, target: Target) -> Tensor:
-        """Return the mean over batches of what was added for a target.
+        """Return the mean of what was added for a target.
 
         Raises:
             DwindleError: Nothing was added: the module was never called, or its parameter has no gradient.
         """
-        if target not in self.sums:
+        if target not in self.statistics:
             raise DwindleError(
                 f"{target}: {type(self).__name__} saw nothing of it in {self.batches_seen} batches; is its module "
                 "used by the forward, and does the parameter require a gradient?"
             )
-        return self.sums[target] / max(self.batches_seen, 1)
+        return self.statistics.mean(target)
+
+    def gradient_of(self, target: Target) -> Tensor | None:
+        """Return the gradient of a parameter that is ready: in the own pass, or for the optimizer about to step."""
+        parameter = self.model.get_submodule(target.module)._parameters.get(target.name)
+        if parameter is None or parameter.grad is None:
+            return None
+        if self._optimized is not None and id(parameter) not in self._optimized:
+            return None  # another optimizer's; its gradient may be half done
+        gradient = parameter.grad.detach()
+        return gradient.to_dense() if gradient.is_sparse else gradient
 
     # The way through.
 
@@ -153,58 +167,98 @@ class ObservingPruner(Pruner):
     def prepare(self) -> None:
         """Analyse the model, then run it over the data, or watch it from now on."""
         super().prepare()
-        if self.data is None:
-            self._watch()
-        else:
+        if self.data is not None:
             self.observe()
+        elif not self._finished:
+            self._watch()
 
     def observe(self) -> None:
         """Run the model over the data in evaluation mode; values, gradients and flags are as before afterwards.
 
         Raises:
             ConfigError: The data ends before ``batches``.
-            DwindleError: A loss or a statistic is not finite.
+            DwindleError: A loss or a statistic is not finite, or another process failed.
         """
         if self.data is None:
             raise ConfigError(f"{type(self).__name__} has no data to observe")
         self._stale = True
         self._renew()
-        with self._pass():
-            for batch in itertools.islice(self.data, self.batches_wanted):
-                self._forward(batch if self.adapt is None else self.adapt(batch))
-                self.batches_seen += 1
-        if self.batches_seen < (self.batches_wanted or 1):
-            raise ConfigError(
-                f"data ended after {self.batches_seen} of {self.batches_wanted or 'its'} batches"
-            )
+        agree(self._run_over, self._device)
 
-    def _forward(self, batch: Any) -> None:
+    def _run_over(self) -> None:
+        batches = itertools.islice(self.data or (), self.batches_wanted)
+        with self._pass():
+            for batch in tracked(batches, f"{type(self).__name__}: data", total=self._batches_expected()):
+                self.forward(batch if self.adapt is None else self.adapt(batch))
+                self.batches_seen += 1
+        if not self.batches_seen:
+            raise ConfigError(
+                "data gave no batch; an iterator can be run over only once, give a list or a DataLoader"
+            )
+        if self.batches_wanted is not None and self.batches_seen < self.batches_wanted:
+            raise ConfigError(f"data ended after {self.batches_seen} of {self.batches_wanted} batches")
+
+    def _batches_expected(self) -> int | None:
+        try:
+            known = len(self.data)  # type: ignore[arg-type]
+        except TypeError:  # an iterator, or a loader that does not know
+            return self.batches_wanted
+        return min(known, self.batches_wanted or known)
+
+    def forward(self, batch: Any) -> None:
+        """Run the model on one batch of ``data``, with gradients where they are needed.
+
+        Raises:
+            DwindleError: The loss is not finite.
+        """
         if not self.needs_gradients:
             args, kwargs = forward_inputs(self.model, batch)
             with torch.no_grad():
                 self.model(*args, **kwargs)
             return
-        device = next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
-        args, kwargs, target = split_batch(move_batch(batch, device))
         with torch.enable_grad():
-            loss = self.loss_function(logits_of(self.model(*args, **kwargs)), target)
-            if not math.isfinite(float(loss.detach())):
-                raise DwindleError(f"the loss of batch {self.batches_seen + 1} is {float(loss.detach())}")
-            loss.backward()  # type: ignore[no-untyped-call]
+            self.loss_of(batch).backward()  # type: ignore[no-untyped-call]
         self.gradients()
         for parameter in self.model.parameters():
             parameter.grad = None
+
+    def loss_of(self, batch: Any) -> Tensor:
+        """Return the task's loss of one batch, a 0-d tensor.
+
+        Raises:
+            DwindleError: It is not finite.
+        """
+        args, kwargs, target = split_batch(move_batch(batch, self._device))
+        loss = self.loss_function(logits_of(self.model(*args, **kwargs)), target)
+        if not math.isfinite(float(loss.detach())):
+            raise DwindleError(f"the loss of batch {self.batches_seen + 1} is {float(loss.detach())}")
+        return loss
+
+    @property
+    def _device(self) -> torch.device:
+        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
 
     @contextlib.contextmanager
     def _pass(self) -> Iterator[None]:
         """Evaluation mode, the subclass's hooks, and afterwards everything of the user's as it was."""
         flags = [(module, module.training) for module in self.model.modules()]
-        saved = [(parameter, parameter.grad) for parameter in self.model.parameters()]
+        saved = [(own, own.grad, own.requires_grad) for own in self.model.parameters()]
         handles: list[RemovableHandle] = []
+        buffers: list[tuple[Tensor, Tensor]] = []
         try:
             self.model.eval()
-            for parameter, _ in saved:
+            if self.batch_statistics:
+                norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+                buffers = [(own, own.clone()) for norm in norms for own in norm.buffers(recurse=False)]
+                for norm in norms:
+                    norm.train()
+            for parameter, _, _ in saved:
                 parameter.grad = None
+            if self.needs_gradients:  # a frozen backbone can be ranked too
+                for target in self.plan.goals:
+                    own = self.model.get_submodule(target.module)._parameters[target.name]
+                    if own is not None:
+                        own.requires_grad_(True)
             self._own_pass = True
             handles.extend(self.watch())
             yield
@@ -212,8 +266,12 @@ class ObservingPruner(Pruner):
             self._own_pass = False
             for handle in handles:
                 handle.remove()
-            for parameter, gradient in saved:
+            for parameter, gradient, wanted in saved:
                 parameter.grad = gradient
+                parameter.requires_grad_(wanted)
+            with torch.no_grad():
+                for buffer, value in buffers:
+                    buffer.copy_(value)
             for module, training in flags:
                 module.training = training
 
@@ -224,11 +282,20 @@ class ObservingPruner(Pruner):
         self._handles.extend(self.watch())
         if self.needs_gradients:
             self._handles.append(register_optimizer_step_pre_hook(self._before_optimizer))
+        if not self._handles:
+            raise ConfigError(f"{type(self).__name__} watches nothing of a training run; give data=")
 
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        own = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        if any(id(parameter) in own for parameter in self.model.parameters()):
-            self.gradients()
+        self._optimized = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        try:
+            if any(id(parameter) in self._optimized for parameter in self.model.parameters()):
+                self.gradients()
+        finally:
+            self._optimized = None
+
+    def stop_watching(self) -> None:
+        """Watch the training run no longer; the masks stay as they are."""
+        self._unwatch()
 
     def _unwatch(self) -> None:
         for handle in self._handles:
@@ -239,30 +306,27 @@ class ObservingPruner(Pruner):
         """Forget what the last masks were made of."""
         if self._stale:
             self._stale = False
-            self.sums.clear()
+            self.statistics.clear()
             self.batches_seen = 0
 
     def _mask(self, progress: float) -> None:
-        if not self.batches_seen and not self.sums and progress == 0:
+        if progress == 0 and self.data is None and not self._attached:
             self._progress = progress
-            return  # nothing was seen yet and nothing goes
+            return  # nothing goes yet, and what was seen so far stays
         if not self._stale:
-            self._reduce()
+            self.statistics.reduce(self._device)
+            self._stale = True  # from here on they are everyone's; the next observation begins anew
+        self._check_finite()
         super()._mask(progress)
-        self._stale = True
 
-    def _reduce(self) -> None:
-        """Add the sums up over all processes, and refuse what is not finite."""
-        count = torch.tensor([float(self.batches_seen)])
-        order = sorted(self.sums, key=str)
-        sum_over_processes([count, *(self.sums[target] for target in order)])
-        self.batches_seen = int(count)
-        for target in order:
-            if not bool(torch.isfinite(self.sums[target]).all()):
-                raise DwindleError(
-                    f"{target}: the statistics of {type(self).__name__} are not finite; do the data or the weights "
-                    "hold NaN or infinite values?"
-                )
+    def _check_finite(self) -> None:
+        bad = self.statistics.not_finite()
+        if bad:
+            listed = ", ".join(map(str, bad[:3]))
+            raise DwindleError(
+                f"{listed}: the statistics of {type(self).__name__} are not finite; do the data or the weights "
+                "hold NaN or infinite values?"
+            )
 
     def update(self, progress: float) -> None:
         """Renew the masks from what was seen since the last time (or, when nothing was, from the same statistics).
@@ -291,6 +355,11 @@ class ObservingPruner(Pruner):
             self.update(1.0)
             self._unwatch()
 
+    @property
+    def _finished(self) -> bool:
+        """Whether a training run has been watched to its end."""
+        return self.training_steps is not None and self.steps >= self.training_steps
+
     def attach(self) -> None:
         """Mask the model from the data, or begin to watch the training run.
 
@@ -305,6 +374,8 @@ class ObservingPruner(Pruner):
             self.compress(0.0)
             return
         super().attach()
+        if self.data is None and not self._finished:
+            self._watch()  # after detach() it goes on where it was
 
     def detach(self, *, keep_values: bool = True) -> nn.Module:
         """Stop watching, and take the masks off as :meth:`Pruner.detach` does."""
@@ -313,9 +384,8 @@ class ObservingPruner(Pruner):
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on, the running sums included."""
-        sums = {str(target): value for target, value in self.sums.items()}
-        own = {"steps": self.steps, "batches_seen": self.batches_seen, "stale": self._stale, "sums": sums}
-        return {**super().state_dict(), **own}
+        own = {"steps": self.steps, "batches_seen": self.batches_seen, "stale": self._stale}
+        return {**super().state_dict(), **own, "statistics": self.statistics.state_dict()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave.
@@ -323,12 +393,12 @@ class ObservingPruner(Pruner):
         Raises:
             ConfigError: A key is missing.
         """
-        super().load_state_dict(state)
-        missing = {"steps", "batches_seen", "stale", "sums"} - set(state)
+        missing = {"steps", "batches_seen", "stale", "statistics"} - set(state)
         if missing:
             raise ConfigError(f"the state of {type(self).__name__} needs {', '.join(sorted(missing))}")
+        super().load_state_dict(state)
         self.steps, self.batches_seen = int(state["steps"]), int(state["batches_seen"])
         self._stale = bool(state["stale"])
-        self.sums = {Target.parse(path): value for path, value in state["sums"].items()}
-        if self.training_steps is not None and self.steps >= self.training_steps:
+        self.statistics.load_state_dict(state["statistics"], self._device)
+        if self._finished:
             self._unwatch()
