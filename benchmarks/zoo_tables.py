@@ -56,6 +56,7 @@ def summary(rows: list[Row]) -> list[tuple[str, str]]:
     independent = [row["independent_difference"] for row in cut if row["independent_difference"] is not None]
     onnx = [row for row in rows if row.get("onnx_difference") is not None]
     refused = [row for row in rows if "onnx" in row.get("failures", {})]
+    lost = [row for row in refused if row.get("onnx_before")]
     return [
         ("models", str(len(rows))),
         ("captured", str(len(captured))),
@@ -79,7 +80,10 @@ def summary(rows: list[Row]) -> list[tuple[str, str]]:
             "largest difference from an eager masked copy, exact axes",
             f"{max(independent, default=0):.1e} ({len(independent)} models)",
         ),
-        ("ONNX Runtime equal to torch within 1e-4", f"{len(onnx)}; no ONNX form: {len(refused)}"),
+        (
+            "ONNX Runtime equal to torch within 1e-4",
+            f"{len(onnx)}; refused: {len(refused)}, of these exported before pruning: {len(lost)}",
+        ),
         ("seconds a model (all checks)", f"median {_middle([row['seconds']['all'] for row in rows], '.1f')}"),
     ]
 
@@ -101,7 +105,6 @@ def cells(row: Row) -> list[str]:
     name = row["model"].partition("/")[2]
     if "left" not in row:
         return [name, *["-"] * 10, f"{row['seconds']['all']:.1f}", remarks(row)]
-    onnx = row["onnx_difference"]
     return [
         name,
         _count(row["parameters"]),
@@ -113,10 +116,16 @@ def cells(row: Row) -> list[str]:
         str(row["mask_inside"] or ""),
         _difference(row["independent_difference"]),
         {True: "yes", False: "no", None: "-"}[row["trains"]],
-        "no form" if onnx is None and "onnx" in row["failures"] else _difference(onnx),
+        _onnx(row),
         f"{row['seconds']['all']:.1f}",
         remarks(row),
     ]
+
+
+def _onnx(row: Row) -> str:
+    if "onnx" not in row["failures"]:
+        return _difference(row["onnx_difference"])
+    return {True: "refused", False: "refused, before pruning too", None: "refused"}[row.get("onnx_before")]
 
 
 def _count(number: int) -> str:
@@ -162,8 +171,9 @@ def markdown(rows: list[Row]) -> str:
         "such as norms over a cut axis, inside which the mask is applied in the reference); *independent*: the",
         "same against an eager copy with zeroed parameters, without any graph, where only exact axes are cut;",
         "*trains*: a step in training mode with all its branches, then a forward in evaluation mode; *ONNX*:",
-        "largest relative difference between ONNX Runtime and torch. Image sizes are small; widths and depths are",
-        "those of the libraries.",
+        "largest relative difference between ONNX Runtime and torch, or whether the exporter or the runtime refuses",
+        "the model (the reason stands in the remarks). Image sizes are small; widths and depths are those of the",
+        "libraries.",
         "",
         "| | |",
         "|---|---|",

@@ -79,6 +79,7 @@ class Row:
         independent_moved: How far masking moved the outputs there.
         trains: Whether a training step moved parameters in training mode, and the model runs in evaluation mode.
         onnx_difference: Largest difference of ONNX Runtime and torch, relative to the largest output.
+        onnx_before: Where the small model has no ONNX form: whether the model had one before it was pruned.
         unknown: Operators without a rule.
         notes: What dwindle told the user.
         seconds: Of each step.
@@ -104,6 +105,7 @@ class Row:
     independent_moved: float | None = None
     trains: bool | None = None
     onnx_difference: float | None = None
+    onnx_before: bool | None = None
     unknown: list[str] = field(default_factory=list)
     notes: list[str] = field(default_factory=list)
     seconds: dict[str, float] = field(default_factory=dict)
@@ -140,7 +142,7 @@ def check(name: str, *, independent: bool = True, onnx: bool = True) -> Row:
         small = result.model
         _step(row, "trains", lambda: _train(small, example, row))
         if onnx:
-            _step(row, "onnx", lambda: _onnx(small, example, row))
+            _step(row, "onnx", lambda: _onnx(small, original, example, row))
     if independent and "prune" not in row.failures:
         _step(row, "independent", lambda: _independent(original, example, row))
     return row
@@ -280,8 +282,20 @@ def _float_outputs(tree: Any) -> Iterator[torch.Tensor]:
             yield from _float_outputs(getattr(tree, key))
 
 
-def _onnx(model: nn.Module, example: Example, row: Row) -> None:
-    """Export the small model, run it in ONNX Runtime and compare with torch."""
+def _onnx(small: nn.Module, original: nn.Module, example: Example, row: Row) -> None:
+    """Export the small model, run it in ONNX Runtime and compare with torch; where that fails, try the original."""
+    try:
+        row.onnx_difference = _exported_difference(small, example)
+    except Exception:
+        row.onnx_before = True
+        try:
+            _exported_difference(copied(original), example)
+        except Exception:
+            row.onnx_before = False
+        raise
+
+
+def _exported_difference(model: nn.Module, example: Example) -> float:
     with tempfile.TemporaryDirectory() as directory:
         exported = dw.export(
             model.eval(),
@@ -290,7 +304,7 @@ def _onnx(model: nn.Module, example: Example, row: Row) -> None:
             example_kwargs=dict(example.kwargs) if example.args else None,
             tolerance=ONNX_EQUAL,
         )
-    row.onnx_difference = exported.relative_difference
+    return exported.relative_difference
 
 
 def _independent(original: nn.Module, example: Example, row: Row) -> None:
