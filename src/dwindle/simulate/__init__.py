@@ -9,14 +9,17 @@ from dwindle.simulate.attaching import (
     simulator_of,
 )
 from dwindle.simulate.functional import OperationTarget, operations, register_operation_simulator
+from dwindle.simulate.learned import Gate, ScoredMask, straight_through
 from dwindle.simulate.masks import attach_mask, attach_masks, get_masks, masks_as_nested, set_mask
 from dwindle.simulate.simulators import RESERVED, STAGES, MaskSimulator
 
 __all__ = [
     "RESERVED",
     "STAGES",
+    "Gate",
     "MaskSimulator",
     "OperationTarget",
+    "ScoredMask",
     "attach_mask",
     "attach_masks",
     "detach",
@@ -30,4 +33,5 @@ __all__ = [
     "set_mask",
     "simulated_targets",
     "simulator_of",
+    "straight_through",
 ]

@@ -21,9 +21,10 @@ __all__ = ["Compressor", "attach_compressor", "can_detach", "check_compressor", 
 class Compressor(Protocol):
     """A method of compression that takes part in training.
 
-    Two more methods are used where they exist: ``attach()`` puts hooks and simulators on the model (called
+    Three more methods are used where they exist: ``attach()`` puts hooks and simulators on the model (called
     when the ``with`` block of :func:`dwindle.training.compress` is entered; ``compress()`` serves in its
-    place), and ``detach()`` takes them off.
+    place), ``detach()`` takes them off, and ``parameter_options()`` gives the options that its parameters want in
+    an optimizer (``{"weight_decay": 0.0}``).
     """
 
     def step(self) -> None:

@@ -154,7 +154,7 @@ def fit(
     _place(model, options)
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(compress(model, compressors))
-        run.add_parameters_to(optimizer)
+        run.add_parameters_to(optimizer, schedule=schedule)
         stack.enter_context(safe_convolutions(model, _device_of(model, options)))
         state = _Loop(model, loader, optimizer, loss, schedule, run, options)
         result = TrainingResult()

@@ -8,9 +8,9 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor
+from torch import Tensor, nn
 
-__all__ = ["is_distributed", "share_from_first", "sum_over_processes"]
+__all__ = ["average_gradients", "is_distributed", "share_from_first", "sum_over_processes"]
 
 
 def is_distributed() -> bool:
@@ -31,3 +31,17 @@ def share_from_first(tensors: Iterable[Tensor]) -> None:
     if is_distributed():
         for tensor in tensors:
             torch.distributed.broadcast(tensor, src=0)
+
+
+def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
+    """Give each parameter the mean of its gradients in all processes; where a process has none it counts as zero.
+
+    Gradients that are the same everywhere stay so. All processes must give the same parameters in the same order.
+    """
+    if not is_distributed():
+        return
+    count = torch.distributed.get_world_size()
+    for parameter in parameters:
+        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
+        torch.distributed.all_reduce(gradient)
+        parameter.grad = gradient.div_(count)

@@ -25,6 +25,7 @@ from dwindle.training.compressor import (
     check_compressor,
     detach_compressor,
 )
+from dwindle.training.parameter_groups import base_rate, follow_new_groups
 
 __all__ = ["CompressionRun", "compress", "register_realizer"]
 
@@ -169,21 +170,41 @@ class CompressionRun:
                     seen.add(id(parameter))
                     yield parameter
 
-    def add_parameters_to(self, optimizer: torch.optim.Optimizer, **group_options: Any) -> int:
-        """Let the user's optimizer train the compressors' own parameters too.
+    def add_parameters_to(
+        self, optimizer: torch.optim.Optimizer, *, schedule: Any | None = None, **group_options: Any
+    ) -> int:
+        """Let the user's optimizer train the compressors' own parameters too: scores, gates, adapters.
+
+        A compressor may say how its parameters want to be trained (``parameter_options()``: no weight decay, a
+        learning rate of their own); ``group_options`` go before that.
 
         Args:
-            optimizer: Gets one more parameter group, or none where there is nothing to add.
-            group_options: Options of that group, such as ``lr=1e-2`` or ``weight_decay=0.0``.
+            optimizer: Gets one more parameter group for each compressor that has something to add.
+            schedule: The learning rate scheduler that was made for the optimizer before; the new groups follow it
+                too, in proportion to the first group.
+            group_options: Options of the new groups, such as ``lr=1e-2`` or ``weight_decay=0.0``. Without a learning
+                rate they get that of the first group.
 
         Returns:
             How many parameters were added; those that the optimizer has already are left alone.
         """
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        missing = [parameter for parameter in self.parameters() if id(parameter) not in known]
-        if missing:
-            optimizer.add_param_group({"params": missing, **group_options})
-        return len(missing)
+        added, first = 0, len(optimizer.param_groups)
+        for compressor in self.compressors:
+            missing = []
+            for parameter in compressor.parameters():
+                if id(parameter) not in known:
+                    known.add(id(parameter))
+                    missing.append(parameter)
+            if missing:
+                wanted: dict[str, Any] = getattr(compressor, "parameter_options", dict)()
+                own = {"lr": base_rate(optimizer.param_groups[0]), **wanted}
+                own = {key: value for key, value in own.items() if key in optimizer.defaults}
+                optimizer.add_param_group({"params": missing, **own, **group_options})
+                added += len(missing)
+        if schedule is not None:
+            follow_new_groups(schedule, optimizer, first)
+        return added
 
     def realize(self, example_inputs: tuple[Any, ...] | None = None, **options: Any) -> Any:
         """Make the really small model: ``dw.realize`` with the masks of this run.
