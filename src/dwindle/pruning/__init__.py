@@ -10,8 +10,11 @@ from dwindle.pruning.observation import ObservingPruner
 from dwindle.pruning.random import RandomPruner
 from dwindle.pruning.report import PruningReport, SparsityRow
 from dwindle.pruning.scheduled import AGPPruner, LinearPruner, ScheduledPruner
+from dwindle.pruning.sparse_gpt import SparseGPTPruner
 from dwindle.pruning.taylor import TaylorPruner
+from dwindle.pruning.slim import SlimPruner
 from dwindle.pruning.trained import TrainingPruner
+from dwindle.pruning.wanda import WandaPruner
 
 __all__ = [
     "IMPORTANCES",
@@ -29,7 +32,10 @@ __all__ = [
     "PruningReport",
     "RandomPruner",
     "ScheduledPruner",
+    "SparseGPTPruner",
+    "SlimPruner",
     "SparsityRow",
     "TaylorPruner",
     "TrainingPruner",
+    "WandaPruner",
 ]
