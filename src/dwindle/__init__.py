@@ -15,7 +15,9 @@ __version__ = "0.1.0"
 _NAMES = {
     "ShrinkResult": "dwindle.realize",
     "apply_plan": "dwindle.realize",
+    "lottery_ticket": "dwindle.realize",
     "prune": "dwindle.realize",
+    "prune_in_rounds": "dwindle.realize",
     "quantize": "dwindle.quantization",
     "compress": "dwindle.training",
     "load": "dwindle.export",

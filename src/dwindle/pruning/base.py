@@ -65,6 +65,7 @@ class Pruner:
         self._coupling: Coupling | None = None
         self._before: dict[Target, Tensor] = {}
         self._attached: tuple[Target, ...] = ()
+        self._taken_off: dict[Target, nn.Module] = {}
         self._prepared = False
         self._compressed = False
         self._progress = 0.0
@@ -266,8 +267,22 @@ class Pruner:
     def detach(self, *, keep_values: bool = True) -> nn.Module:
         """Take this pruner's masks off, leaving masked weights at zero (or, with False, as they were)."""
         own = [*self._attached]
+        simulators = simulate.simulated_targets(self.model, "mask")
+        self._taken_off = {target: simulators[target] for target in own if target in simulators}
         self._attached = ()
         return simulate.detach(self.model, keep_values=keep_values, targets=own, stage="mask")
+
+    def mask_again(self) -> None:
+        """Put the masks that :meth:`detach` took off back on what carries none now, as they were (for fine-tuning)."""
+        there = simulate.get_masks(self.model)
+        simulate.attach_masks(
+            self.model,
+            [
+                (target, own.value, own.apply_method, own.axis)
+                for target, own in self._taken_off.items()
+                if target not in there and isinstance(own, simulate.MaskSimulator)
+            ],
+        )
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on; the masks themselves are in the model's own state."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 from torch import nn
@@ -80,6 +80,26 @@ def make_plan(
         blocks.check(parameter.shape, str(target))
         goals[target] = PlannedTarget(target, setting, blocks, tuple(parameter.shape))
     _check_groups(goals)
+    return PruningPlan(settings, goals)
+
+
+def with_ratios(
+    plan: PruningPlan,
+    ratios: Mapping[Target, float],
+    bounds: Mapping[Target, Mapping[str, float]] | None = None,
+) -> PruningPlan:
+    """Return the plan with other ratios.
+
+    Args:
+        plan: The plan.
+        ratios: A new ``sparse_ratio`` for some of its goals.
+        bounds: New ``min_sparse_ratio`` and ``max_sparse_ratio`` for some of its goals.
+    """
+    settings = dict(plan.settings)
+    for target, ratio in ratios.items():
+        changed = {"sparse_ratio": ratio, **(bounds or {}).get(target, {})}
+        settings[target] = settings[target].model_copy(update=changed)
+    goals = {target: replace(planned, setting=settings[target]) for target, planned in plan.goals.items()}
     return PruningPlan(settings, goals)
 
 

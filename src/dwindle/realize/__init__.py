@@ -14,6 +14,7 @@ from dwindle.realize.from_masks import realize
 from dwindle.realize.plan import Plan
 from dwindle.realize.prune import prune
 from dwindle.realize.rewrite import RewrittenModel
+from dwindle.realize.rounds import Round, RoundsResult, lottery_ticket, prune_in_rounds
 from dwindle.realize.shrink import ShrinkResult
 from dwindle.realize.surgery import apply_plan
 from dwindle.realize.verify import Verification
@@ -23,10 +24,14 @@ __all__ = [
     "PassThrough",
     "Plan",
     "RewrittenModel",
+    "Round",
+    "RoundsResult",
     "ShrinkResult",
     "Verification",
     "apply_plan",
+    "lottery_ticket",
     "prune",
+    "prune_in_rounds",
     "realize",
 ]
 

@@ -9,6 +9,7 @@ from dwindle.training.batches import accuracy, logits_of, predictions
 from dwindle.training.checkpoint import load_state, save_state
 from dwindle.training.compressor import Compressor
 from dwindle.training.loop import EpochRecord, TrainingOptions, TrainingResult, fit, seed_everything
+from dwindle.training.rewinding import Rewinding
 from dwindle.training.run import CompressionRun, compress, register_realizer
 from dwindle.training.schedule import (
     ConstantSchedule,
@@ -36,6 +37,7 @@ __all__ = [
     "LinearSchedule",
     "MultistepSchedule",
     "PolynomialSchedule",
+    "Rewinding",
     "Schedule",
     "TrainingOptions",
     "TrainingResult",
