@@ -4,25 +4,36 @@ One trial interface (:class:`Problem`, :func:`run_search`), and on it the search
 made so that its trials can be sent to other processes: a proposal is a list of counts, a trial is plain data.
 """
 
+from dwindle.search.affine_ranking import LeGR
+from dwindle.search.amc import AMC
 from dwindle.search.annealing import SimulatedAnnealing
+from dwindle.search.ddpg import AgentOptions
+from dwindle.search.netadapt import NetAdapt
 from dwindle.search.problem import Problem
 from dwindle.search.result import SearchResult
 from dwindle.search.running import Algorithm, Outcome, Proposal, Search, run_search
+from dwindle.search.sensitivity import Sensitivity, sensitivity_curves
 from dwindle.search.space import Space, Variable
 from dwindle.search.storage import TrialStore
 from dwindle.search.trial import Trial
 
 __all__ = [
+    "AMC",
+    "AgentOptions",
     "Algorithm",
+    "LeGR",
+    "NetAdapt",
     "Outcome",
     "Problem",
     "Proposal",
     "Search",
     "SearchResult",
+    "Sensitivity",
     "SimulatedAnnealing",
     "Space",
     "Trial",
     "TrialStore",
     "Variable",
     "run_search",
+    "sensitivity_curves",
 ]

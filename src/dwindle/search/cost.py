@@ -15,10 +15,11 @@ from torch import nn
 from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.counts import Counts
+from dwindle.measure.measuring import measure
 from dwindle.realize.cost import CostModel
 from dwindle.search.latency import LatencyModel
 
-__all__ = ["COSTS", "Budget", "Cost", "CountedCost", "MeasuredLatency", "cost_of"]
+__all__ = ["COSTS", "Budget", "Cost", "CountedCost", "MeasuredLatency", "share_of_latency"]
 
 #: Costs by name; ``"latency:RUNTIME"`` besides.
 COSTS = ("macs", "params", "bytes", "latency")
@@ -88,12 +89,12 @@ class CountedCost:
 
 
 class MeasuredLatency:
-    """Milliseconds of one forward pass (the median) in a runtime, measured; predicted by a fitted model.
+    """The latency (the median of one forward pass) in a runtime, as a share of the whole model's; predicted by a fit.
 
     Args:
         name: ``"latency"`` (torch) or ``"latency:RUNTIME"``, see :func:`dwindle.measure.runtimes.get_runtime`.
-        predictor: Predicts the latency of counts.
-        measure: Measures a model: returns milliseconds.
+        predictor: Predicts the share for counts.
+        measure: Measures a model: returns its share.
     """
 
     def __init__(self, name: str, predictor: LatencyModel, measure: Callable[[nn.Module], float]) -> None:
@@ -104,54 +105,41 @@ class MeasuredLatency:
         self.correction = 1.0
 
     def predicted(self, counts: Counts) -> float:
-        """Return the latency that the fitted model gives, corrected by the trials so far."""
-        return self.correction * self.predictor.milliseconds(counts)
+        """Return the share that the fitted model gives, corrected by the trials so far."""
+        return self.correction * self.predictor.share(counts)
 
     def measured(self, counts: Counts, model: nn.Module) -> float:
-        """Return the median latency of a model in milliseconds."""
+        """Return the latency of a model as a share of the whole model's."""
         return self.measure(model)
 
     def observe(self, counts: Counts, cost: float) -> None:
         """Move the correction toward the ratio of measured to predicted."""
-        ratio = cost / self.predictor.milliseconds(counts)
+        ratio = cost / self.predictor.share(counts)
         self.correction += 0.2 * (ratio - self.correction)
 
 
-def cost_of(name: str, analysis: Analysis) -> CountedCost:
-    """Return a counted cost by name.
-
-    Raises:
-        ConfigError: It is not counted but measured.
-    """
-    if name not in COSTS or name == "latency":
-        raise ConfigError(f"{name!r} is not counted from axes")
-    return CountedCost(name, analysis)
-
-
-def milliseconds(
+def share_of_latency(
     model: nn.Module,
+    whole: nn.Module,
     inputs: Sequence[Any],
     kwargs: Mapping[str, Any],
     runtime: str,
     *,
     threads: int | None,
     repeats: int,
-    batch: int | None = None,
 ) -> float:
-    """Measure the median latency of one forward pass.
+    """Time a model and the whole one in turn, and return the ratio of their medians.
 
     Args:
-        model: Any module.
+        model: The smaller model.
+        whole: The model that the search began with.
         inputs: Positional example inputs.
         kwargs: Keyword inputs.
         runtime: Name of the runtime.
         threads: Threads of one pass; None: the runtime's own choice.
         repeats: Timed calls.
-        batch: Samples in one pass; None: as the inputs are.
     """
-    from dwindle.measure.measuring import measure
-
-    found = measure(
-        model, tuple(inputs), kwargs, runtimes=[runtime], threads=threads, repeats=repeats, batch=batch
-    )
-    return float(next(iter(found.latency.values())).p50)
+    models = {"small": model, "whole": whole}
+    found = measure(models, tuple(inputs), kwargs, runtimes=[runtime], threads=threads, repeats=repeats)
+    small, all_of_it = (next(iter(found[name].latency.values())).p50 for name in models)
+    return float(small / all_of_it)

@@ -1,4 +1,4 @@
-"""A model of latency: a constant and a price for the multiply-accumulates of each module, fitted to measurements.
+"""A model of relative latency: a constant and a price for the multiply-accumulates of each module, by measurements.
 
 Whole small models are measured, and ``t = c + sum_m p_m * macs_m(counts)`` is fitted to the times by ridge regression
 toward the price that all modules have in common, so that few measurements suffice: what they do not tell apart keeps
@@ -22,12 +22,12 @@ __all__ = ["LatencyModel", "fit_prices"]
 
 @dataclass(frozen=True)
 class LatencyModel:
-    """Predicts milliseconds from counts.
+    """Predicts the share of the whole model's latency from counts.
 
     Attributes:
         modules: Cost model of each module, by path.
-        constant: Milliseconds that stay whatever the counts.
-        prices: Milliseconds a multiply-accumulate, by module.
+        constant: What stays whatever the counts.
+        prices: What a multiply-accumulate takes, by module.
         error: Largest relative error over the measurements it was fitted to.
     """
 
@@ -36,8 +36,8 @@ class LatencyModel:
     prices: Mapping[str, float]
     error: float
 
-    def milliseconds(self, counts: Counts) -> float:
-        """Return the predicted latency of counts."""
+    def share(self, counts: Counts) -> float:
+        """Return the predicted share for counts."""
         return self.constant + sum(
             price * self.modules[path].macs(counts)
             for path, price in self.prices.items()
@@ -53,7 +53,7 @@ class LatencyModel:
         Args:
             modules: Cost model of each module.
             samples: Counts of the measured models.
-            times: Their milliseconds.
+            times: Their latency as a share of the whole model's.
 
         Raises:
             ConfigError: There are fewer than two samples, or a time is not a positive number.
@@ -72,29 +72,36 @@ class LatencyModel:
 
 
 def fit_prices(macs: torch.Tensor, times: torch.Tensor, ridge: float = 1e-2) -> tuple[float, torch.Tensor]:
-    """Fit a constant and a price a module.
+    """Fit a constant and a price a module, by least squares of relative errors.
 
-    First ``t = c + p * total`` (both at or above zero) by least squares; then the prices of single modules move away
-    from ``p`` where that explains the times better, at the cost of ``ridge`` times the squared relative move.
+    First ``t = c + p * total`` (both at or above zero); then the prices of single modules move away from ``p`` where
+    that explains the times better, at the cost of ``ridge`` times the squared relative move.
 
     Args:
         macs: ``[samples, modules]`` in float64.
-        times: ``[samples]`` milliseconds.
+        times: ``[samples]``, above zero.
         ridge: How strongly prices hold to the common one.
 
     Returns:
         The constant, and ``[modules]`` prices at or above zero.
     """
-    total = macs.sum(1)
-    spread = total - total.mean()
-    common = float((spread * (times - times.mean())).sum() / spread.square().sum().clamp(min=1e-30))
-    common = max(common, 0.0)
-    constant = float((times - common * total).mean())
-    if constant < 0:
-        constant, common = 0.0, float((times * total).sum() / total.square().sum().clamp(min=1e-30))
-    # relative moves m: t - c - p * total = sum_m (p * macs_m) m, weighed by the scale of the times
-    design = common * macs / times.mean()
-    rest = (times - constant - common * total) / times.mean()
+    constant, common = _line(macs.sum(1), times)
+    # relative moves m: (t - c - p * total) / t = sum_m (p * macs_m / t) m
+    design = common * macs / times[:, None]
+    rest = 1 - (constant + common * macs.sum(1)) / times
     identity = torch.eye(macs.shape[1], dtype=macs.dtype)
     moves = torch.linalg.solve(design.T @ design + ridge * identity, design.T @ rest)
     return constant, common * (1 + moves).clamp(min=0.0)
+
+
+def _line(total: torch.Tensor, times: torch.Tensor) -> tuple[float, float]:
+    """Fit ``1 = c / t + p * total / t`` with ``c`` and ``p`` at or above zero."""
+    columns = torch.stack([1 / times, total / times], 1)
+    constant, price = torch.linalg.lstsq(columns, torch.ones_like(times)[:, None]).solution.flatten().tolist()
+    if constant < 0 or price < 0:
+        alone = [float(column.sum() / column.square().sum().clamp(min=1e-30)) for column in columns.T]
+        errors = [
+            float((1 - value * own).square().sum()) for value, own in zip(alone, columns.T, strict=True)
+        ]
+        return (alone[0], 0.0) if errors[0] < errors[1] else (0.0, alone[1])
+    return constant, price

@@ -29,7 +29,7 @@ from dwindle.realize.cost import CostModel
 from dwindle.realize.plan import Plan
 from dwindle.realize.shrink import Keep, ShrinkResult, liven, make_plan, shrink, zero_removed
 from dwindle.realize.surgery import _held, tensor_slots
-from dwindle.search.cost import Budget, Cost, CountedCost, MeasuredLatency, milliseconds
+from dwindle.search.cost import Budget, Cost, CountedCost, MeasuredLatency, share_of_latency
 from dwindle.search.latency import LatencyModel
 from dwindle.search.space import Space
 from dwindle.search.storage import TrialStore
@@ -64,7 +64,8 @@ class Problem:
         masked: Score the masked model of the original size instead of the small one (for models whose cut is slow).
         seed: Every trial begins with the random generators seeded by it and by its counts, so that a trial gives
             the same in any order and in any process.
-        threads: Threads of a timed pass; None: the runtime's own choice.
+        threads: Threads of a timed pass; None: the runtime's own choice. A small model is timed in turn with the
+            whole one, and its cost is their ratio.
         repeats: Timed passes.
 
     Raises:
@@ -97,7 +98,7 @@ class Problem:
             check_name(kind, list(get_args(AxisKind)), "axes")
         if not callable(importance):
             check_name(importance, list(IMPORTANCES), "importance")
-        self.model = model
+        self.model = self.whole = model
         self.inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
         self.kwargs = dict(example_kwargs or {})
         self.evaluate, self.fine_tune = evaluate, fine_tune
@@ -121,15 +122,18 @@ class Problem:
         """Analyse the model: its space, its costs, the importance of its indices."""
         self.analysis: Analysis = analyse(model, self.inputs, self.kwargs)
         self.space = Space.of(self.analysis, **self._bounds)
-        tensors = {name: _held(*holders[0]) for name, holders in tensor_slots(model).items()}
         criterion = self.importance if callable(self.importance) else IMPORTANCES[self.importance]
-        infos = [variable.info for variable in self.space.variables]
-        self.scores: dict[Axis, torch.Tensor] = axis_scores(self.analysis, infos, tensors, criterion)
+        self.scores: dict[Axis, torch.Tensor] = self.scores_by(criterion)
         self.cost: Cost
         if not self.is_measured:
             self.cost = CountedCost(self.budget.cost, self.analysis)
         elif self._prices is not None:
             self._use(replace(self._prices, modules=CostModel.by_module(self.analysis)))
+
+    def scores_by(self, criterion: Criterion) -> dict[Axis, torch.Tensor]:
+        """Return the importance of each index of each variable: float64, ``[size]``, mean 1 over coupled weights."""
+        tensors = {name: _held(*holders[0]) for name, holders in tensor_slots(self.model).items()}
+        return axis_scores(self.analysis, [own.info for own in self.space.variables], tensors, criterion)
 
     @property
     def is_measured(self) -> bool:
@@ -172,10 +176,10 @@ class Problem:
         for counts in samples:
             name = f"{self.budget.cost} {key_of(self.space.named(counts), self.base)}"
             if name not in store.figures:
-                store.add_figure(name, self._milliseconds(self.build(counts).model))
+                store.add_figure(name, self._share(self.build(counts).model))
             times.append(store.figures[name])
         self._use(LatencyModel.fitted(CostModel.by_module(self.analysis), samples, times))
-        self.limit = self.budget.share * times[0]
+        self.limit = self.budget.share
 
     def _samples(self) -> list[Counts]:
         """Counts to measure: the whole model, even cuts, and each variable cut alone."""
@@ -186,11 +190,18 @@ class Problem:
 
     def _use(self, prices: LatencyModel) -> None:
         self._prices = prices
-        self.cost = MeasuredLatency(self.budget.cost, prices, self._milliseconds)
+        self.cost = MeasuredLatency(self.budget.cost, prices, self._share)
 
-    def _milliseconds(self, model: nn.Module) -> float:
-        return milliseconds(
-            model, self.inputs, self.kwargs, self.runtime, threads=self.threads, repeats=self.repeats
+    def _share(self, model: nn.Module) -> float:
+        """Latency of a model as a share of the whole one's."""
+        return share_of_latency(
+            model,
+            self.whole,
+            self.inputs,
+            self.kwargs,
+            self.runtime,
+            threads=self.threads,
+            repeats=self.repeats,
         )
 
     # trials
@@ -229,22 +240,35 @@ class Problem:
             self.keep(counts),
             optimizer=optimizer,
             verify=verify,
-            mask=_masked,
+            mask=_reference,
         )
 
-    def trained(self, counts: Counts) -> nn.Module:
-        """Return the model of a trial: cut (or masked), and fine-tuned where that is asked for."""
-        named = self.space.named(counts)
-        with self._seeded(key_of(named, self.base)):
-            if self.masked:
-                small = copied(self.model)
-                zero_removed(small, make_plan(self.analysis, self.space.solver, self.keep(counts)))
-            else:
-                small = self.build(counts).model
-            if self.fine_tune is not None:
-                small.train()
-                self.fine_tune(small)
-            return small
+    def trained(self, counts: Counts, *, verify: bool = False) -> ShrinkResult:
+        """Cut a copy of the model to counts, and fine-tune it where that is asked for, the same way every time.
+
+        Args:
+            counts: How many indices of each axis stay.
+            verify: Prove the cut, before the fine-tuning.
+
+        Raises:
+            RealizeError: The small model was not proven equal.
+        """
+        result = self.build(counts, verify=verify)
+        self._tune(result.model, counts)
+        return result
+
+    def _masked(self, counts: Counts) -> nn.Module:
+        """Return a masked copy of the model, fine-tuned where that is asked for."""
+        model = copied(self.model)
+        zero_removed(model, make_plan(self.analysis, self.space.solver, self.keep(counts)))
+        self._tune(model, counts)
+        return model
+
+    def _tune(self, model: nn.Module, counts: Counts) -> None:
+        if self.fine_tune is not None:
+            with self.seeded(key_of(self.space.named(counts), self.base)):
+                model.train()
+                self.fine_tune(model)
 
     def assess(self, counts: Counts) -> Trial:
         """Carry out one trial.
@@ -259,11 +283,11 @@ class Problem:
         named = self.space.named(counts)
         key, error, score, cost = key_of(named, self.base), None, -math.inf, self.cost.predicted(counts)
         try:
-            small = self.trained(counts)
+            small = self._masked(counts) if self.masked else self.trained(counts).model
         except RealizeError as failure:
             error = str(failure)
         else:
-            with self._seeded(key), torch.no_grad(), evaluation_mode(small):
+            with self.seeded(key), torch.no_grad(), evaluation_mode(small):
                 score = float(self.evaluate(small))
             if not self.masked:
                 cost = self.cost.measured(counts, small)
@@ -281,8 +305,8 @@ class Problem:
         )
 
     @contextmanager
-    def _seeded(self, key: str) -> Iterator[None]:
-        """Seed every random generator for one trial, and put them back as they were."""
+    def seeded(self, key: str) -> Iterator[None]:
+        """Seed every random generator by the key of a trial, and put them back as they were."""
         before = random_state()
         seed_everything((int(key, 16) + self.seed) % 2**31)
         try:
@@ -297,7 +321,7 @@ class Problem:
 
         Args:
             model: The smaller model.
-            base: The key of the trial that it comes from.
+            base: Names the result that it is.
             limit: The cost that may stay; None for that of this problem.
         """
         twin: Problem = Problem.__new__(Problem)
@@ -314,7 +338,7 @@ class Problem:
         return trial.error is None and trial.cost <= self.limit * (1 + tolerance)
 
 
-def _masked(copy: nn.Module, plan: Plan) -> None:
+def _reference(copy: nn.Module, plan: Plan) -> None:
     """Make the reference of the proof: lively numbers, and zeros wherever something is cut."""
     liven(copy)
     zero_removed(copy, plan)

@@ -8,6 +8,7 @@ was killed is resumed by running the algorithm again from its seed: trials that 
 from __future__ import annotations
 
 import os
+import warnings
 from collections.abc import Generator, Iterator
 from dataclasses import dataclass, field
 from typing import Protocol
@@ -155,15 +156,27 @@ class _Run:
 def best_of(trials: list[Trial], problem: Problem) -> Trial:
     """Return the trial with the highest score within the budget (of equal scores the cheapest, then the first).
 
+    Where no measured latency was within the budget, the nearest is returned, with a warning.
+
     Raises:
-        DwindleError: None is within the budget.
+        DwindleError: No trial succeeded, or none is within a budget that is counted.
     """
-    tolerance = LATENCY_TOLERANCE if problem.is_measured else 0.0
-    fitting = [trial for trial in trials if problem.meets(trial, tolerance)]
-    if not fitting:
-        cheapest = min((trial.cost for trial in trials if trial.error is None), default=float("nan"))
+    done = [trial for trial in trials if trial.error is None]
+    if not done:
         raise DwindleError(
-            f"none of {len(trials)} trials is within the budget of {problem.limit:g} ({problem.budget.cost}); "
-            f"the cheapest that succeeded costs {cheapest:g}"
+            f"none of {len(trials)} trials succeeded; the first failed with: {trials[0].error}"
         )
+    fitting = [
+        trial for trial in done if problem.meets(trial, LATENCY_TOLERANCE if problem.is_measured else 0.0)
+    ]
+    if not fitting:
+        nearest = min(done, key=lambda trial: trial.cost)
+        text = (
+            f"none of {len(trials)} trials is within the budget of {problem.limit:.4g} ({problem.budget.cost}); "
+            f"the cheapest is at {nearest.cost:.4g}"
+        )
+        if not problem.is_measured:
+            raise DwindleError(text)
+        warnings.warn(text, stacklevel=2)
+        return nearest
     return max(fitting, key=lambda trial: (trial.score, -trial.cost))

@@ -109,7 +109,7 @@ class Space:
             if (kinds is None or info.kind in kinds)
             and not any(is_named(name, pattern) for pattern in ignore for name, _ in info.parameter_dims)
         ]
-        if not infos:
+        if not infos and floors is None:
             raise ConfigError("no axis of this model may shrink (dwindle inspect says why for each)")
         order = _order_of_use(analysis)
         infos.sort(
@@ -170,8 +170,9 @@ class Space:
     def fit(self, ratios: Mapping[str, float], cost: CostOf, budget: float) -> Counts:
         """Scale ratios until the cost meets a budget: at most the budget, and no single count can grow within it.
 
-        Ratios shrink in proportion, or grow in proportion to the room that is left to each one's largest; what
-        rounding leaves over goes back to the variables one index after another.
+        Ratios shrink in proportion, or grow in proportion to the room that is left to each one's largest. Counts are
+        rounded one variable after the other, the dearest first, and the others are scaled anew each time, so that a
+        wide step of one is paid for by all that are not rounded yet.
 
         Args:
             ratios: By name; 0 where a variable is not named.
@@ -184,6 +185,46 @@ class Space:
         check_reachable(cost(self.smallest()), budget, cost(self.full()))
         if cost(self.full()) <= budget:
             return self.full()
+        counts = self.solved(self._rounded(ratios, cost, budget))
+        if cost(counts) > budget:
+            counts = self._scaled_down(ratios, cost, budget)
+        return self.filled(counts, cost, budget)
+
+    def _rounded(self, ratios: Mapping[str, float], cost: CostOf, budget: float) -> dict[Axis, int]:
+        """Counts near the scaled ratios, without the constraints between them."""
+        whole = cost(self.full())
+        step = {v: (whole - cost({**self.full(), v.axis: 0})) / v.size for v in self.variables}
+        fixed: dict[Axis, int] = {}
+        for variable in sorted(self.variables, key=lambda own: -step[own]):
+            wanted = self._continuous(ratios, cost, budget, fixed)[variable.axis]
+            count = round(wanted / self.round_to) * self.round_to
+            fixed[variable.axis] = max(variable.least, min(variable.size, count))
+            if cost({**self._least(), **fixed}) > budget:
+                fixed[variable.axis] = max(variable.least, int(wanted))
+        return fixed
+
+    def _least(self) -> Counts:
+        return {variable.axis: variable.least for variable in self.variables}
+
+    def _continuous(
+        self, ratios: Mapping[str, float], cost: CostOf, budget: float, fixed: Counts
+    ) -> dict[Axis, float]:
+        """Counts as real numbers that meet the budget, where the fixed ones allow it."""
+        low, high = 0.0, 2.0
+        found: dict[Axis, float] = {}
+        for _ in range(16):
+            middle = (low + high) / 2
+            scaled = self._scaled(ratios, middle)
+            found = {v.axis: v.size * (1 - scaled[v.name]) for v in self.variables}
+            found.update(fixed)
+            if cost(found) <= budget:  # type: ignore[arg-type]  # a cost is a sum of products of any numbers
+                high = middle
+            else:
+                low = middle
+        return found
+
+    def _scaled_down(self, ratios: Mapping[str, float], cost: CostOf, budget: float) -> Counts:
+        """Counts of the smallest scale whose solution lies within the budget."""
         low, high = 0.0, 2.0
         found = self.smallest()
         for _ in range(24):
@@ -193,7 +234,7 @@ class Space:
                 high, found = middle, counts
             else:
                 low = middle
-        return self.filled(found, cost, budget)
+        return found
 
     def _scaled(self, ratios: Mapping[str, float], scale: float) -> dict[str, float]:
         """Ratios at a scale: 0 is nothing, 1 as they are, 2 is the largest of each."""

@@ -8,15 +8,17 @@ from __future__ import annotations
 
 import json
 import os
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
+from dwindle.config import history
 from dwindle.config.errors import ConfigError, FileFormatError
 from dwindle.realize.plan import Plan
 from dwindle.realize.surgery import apply_plan
+from dwindle.realize.verify import Verification
 from dwindle.search.trial import Trial
 from dwindle.training.checkpoint import load_state, save_state
 
@@ -83,13 +85,19 @@ class TrialStore:
 
     # models between rounds
 
-    def save_model(self, name: str, model: nn.Module, plans: list[Plan]) -> None:
-        """Keep the model of a finished round: what was cut, and its weights."""
+    def save_round(
+        self, name: str, model: nn.Module, plans: Sequence[Plan], proofs: Sequence[Verification]
+    ) -> None:
+        """Keep the model of a finished round: what was cut, what was proven, and its weights."""
         if self.folder is not None:
-            state = {"plans": [plan.to_json() for plan in plans], "weights": model.state_dict()}
+            state = {
+                "plans": [plan.to_json() for plan in plans],
+                "proofs": [proof.to_json() for proof in proofs],
+                "weights": dict(model.state_dict()),
+            }
             save_state(state, self.folder / f"{name}.state")
 
-    def load_model(self, name: str, original: nn.Module) -> list[Plan] | None:
+    def load_round(self, name: str, original: nn.Module) -> tuple[list[Plan], list[Verification]] | None:
         """Turn a copy of the original model into that of a finished round, in place.
 
         Args:
@@ -97,7 +105,7 @@ class TrialStore:
             original: A copy of the model that the search began with; it is cut and gets the kept weights.
 
         Returns:
-            What was cut, or None when nothing is kept under this name (the model is untouched).
+            What was cut and proven, or None when nothing is kept under this name (the model is untouched).
         """
         if self.folder is None or not (self.folder / f"{name}.state").exists():
             return None
@@ -105,8 +113,9 @@ class TrialStore:
         plans = [Plan.from_json(plan) for plan in state["plans"]]
         for plan in plans:
             apply_plan(original, plan)
+            history.record(original, {"kind": "shrink", "plan": plan.to_json()})
         original.load_state_dict(state["weights"])
-        return plans
+        return plans, [Verification(**proof) for proof in state["proofs"]]
 
 
 def _read(path: Path) -> Iterator[dict[str, Any]]:
