@@ -1,18 +1,25 @@
 """Pruners: which weights go, by what measure, in what blocks and groups."""
 
 from dwindle.pruning.activation import ActivationAPoZRankPruner, ActivationMeanRankPruner
+from dwindle.pruning.at_initialization import SNIPPruner, SynFlowPruner
 from dwindle.pruning.base import Pruner
 from dwindle.pruning.geometric_median import FPGMPruner
+from dwindle.pruning.heads import TransformerHeadPruner
 from dwindle.pruning.importance import IMPORTANCES
+from dwindle.pruning.l0 import L0Pruner
 from dwindle.pruning.magnitude import L1NormPruner, L2NormPruner, LevelPruner
 from dwindle.pruning.movement import MovementPruner
 from dwindle.pruning.observation import ObservingPruner
 from dwindle.pruning.random import RandomPruner
+from dwindle.pruning.rank import CHIPPruner, HRankPruner
+from dwindle.pruning.regularized import RBPruner
 from dwindle.pruning.report import PruningReport, SparsityRow
 from dwindle.pruning.scheduled import AGPPruner, LinearPruner, ScheduledPruner
+from dwindle.pruning.second_order import OBDPruner
+from dwindle.pruning.slim import SlimPruner
 from dwindle.pruning.sparse_gpt import SparseGPTPruner
 from dwindle.pruning.taylor import TaylorPruner
-from dwindle.pruning.slim import SlimPruner
+from dwindle.pruning.torch_masks import import_torch_masks, split_torch_state
 from dwindle.pruning.trained import TrainingPruner
 from dwindle.pruning.wanda import WandaPruner
 
@@ -21,21 +28,31 @@ __all__ = [
     "AGPPruner",
     "ActivationAPoZRankPruner",
     "ActivationMeanRankPruner",
+    "CHIPPruner",
     "FPGMPruner",
+    "HRankPruner",
+    "L0Pruner",
     "L1NormPruner",
     "L2NormPruner",
     "LevelPruner",
     "LinearPruner",
     "MovementPruner",
+    "OBDPruner",
     "ObservingPruner",
     "Pruner",
     "PruningReport",
+    "RBPruner",
     "RandomPruner",
+    "SNIPPruner",
     "ScheduledPruner",
-    "SparseGPTPruner",
     "SlimPruner",
+    "SparseGPTPruner",
     "SparsityRow",
+    "SynFlowPruner",
     "TaylorPruner",
     "TrainingPruner",
+    "TransformerHeadPruner",
     "WandaPruner",
+    "import_torch_masks",
+    "split_torch_state",
 ]

@@ -72,6 +72,7 @@ class TrainingPruner(Pruner):
         self._fingerprint: list[float] | None = None
         self._replaced: dict[Target, simulate.MaskSimulator] = {}
         self._handle: Any = None
+        self._final: list[tuple[Target, Tensor, str, int | None]] | None = None
 
     # What a subclass writes.
 
@@ -252,6 +253,10 @@ class TrainingPruner(Pruner):
         Raises:
             ConfigError: The gates of an unfinished pruner were folded into the weights.
         """
+        if self._final is not None and not self._attached:
+            simulate.attach_masks(self.model, self._final)
+            self._attached, self._final = tuple(entry[0] for entry in self._final), None
+            return
         if self._compressed and not self._attached and not self.finished and self.simulators:
             if self.stage == "gate":
                 raise ConfigError(
@@ -275,10 +280,21 @@ class TrainingPruner(Pruner):
                 stacklevel=3,
             )
         self._release()
+        if self.finished and self._attached:
+            self._final = self._masks_as_attached()
+        for simulator in self.simulators.values():
+            simulator.eval()  # what is drawn in training is not what stays
         if self.stage == "gate":
             targets = list(self.simulators)
             simulate.detach(self.model, keep_values=keep_values, targets=targets, stage="gate")
         return super().detach(keep_values=keep_values)
+
+    def _masks_as_attached(self) -> list[tuple[Target, Tensor, str, int | None]]:
+        return [
+            (target, mask.value, mask.apply_method, mask.axis)
+            for target, mask in simulate.simulated_targets(self.model, "mask").items()
+            if target in self._attached and isinstance(mask, simulate.MaskSimulator)
+        ]
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on; scores and masks are in the model's own state."""

@@ -1,0 +1,115 @@
+"""Masks that are drawn anew for every optimizer step, the same ones in all processes.
+
+The noise is a function of a seed, the number of the step and the name of the target: nothing is exchanged, a run
+that is resumed draws what the uninterrupted one would have drawn, and within a step every forward sees one mask
+(shared layers, gradient checkpointing, accumulated batches).
+"""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping, Sequence
+from typing import Any, Protocol, cast
+
+import torch
+from torch import Tensor, nn
+
+from dwindle.pruning.plan import PlannedTarget
+from dwindle.pruning.trained import TrainingPruner, whole_number
+
+__all__ = ["SampledPruner", "logistic_noise"]
+
+#: Uniform numbers stay this far from 0 and 1, so that their logits stay finite.
+_MARGIN = 1e-6
+
+
+def logistic_noise(
+    shape: Sequence[int], seed: int, step: int, name: str, device: torch.device | None = None
+) -> Tensor:
+    """Return ``log(u) - log(1 - u)`` with ``u`` uniform between 0 and 1: the noise of a Bernoulli's logit.
+
+    Args:
+        shape: Of the result.
+        seed: Same seed, step and name give the same numbers (on one kind of device).
+        step: Number of the optimizer step.
+        name: What the noise is for.
+        device: Where it is made.
+
+    Returns:
+        A float32 tensor.
+    """
+    digest = hashlib.blake2b(f"{seed}/{step}/{name}".encode(), digest_size=8).digest()
+    generator = torch.Generator(device or "cpu").manual_seed(int.from_bytes(digest) >> 1)
+    uniform = torch.rand(tuple(shape), generator=generator, device=device)
+    return torch.logit(uniform, eps=_MARGIN)
+
+
+class _Drawn(Protocol):
+    """A simulator whose mask is drawn."""
+
+    noise: Tensor
+    sampling: bool
+
+
+class SampledPruner(TrainingPruner):
+    """Base of pruners whose simulators have a ``noise`` buffer, renewed at every step, and a ``sampling`` flag.
+
+    Args:
+        model: As in :class:`~dwindle.pruning.Pruner`.
+        config_list: As in :class:`~dwindle.pruning.Pruner`.
+        example_inputs: As in :class:`~dwindle.pruning.Pruner`.
+        example_kwargs: As in :class:`~dwindle.pruning.Pruner`.
+        training_steps: Optimizer steps until the masks stand.
+        learning_rate: Of the scores; None takes that of the user's optimizer.
+        seed: Of the noise; the same in all processes of a run.
+
+    Raises:
+        ConfigError: An argument is not valid.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config_list: Sequence[Mapping[str, Any]],
+        example_inputs: Any = None,
+        example_kwargs: Mapping[str, Any] | None = None,
+        *,
+        training_steps: int,
+        learning_rate: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        super().__init__(
+            model,
+            config_list,
+            example_inputs,
+            example_kwargs,
+            training_steps=training_steps,
+            learning_rate=learning_rate,
+        )
+        self.seed = whole_number("seed", seed)
+
+    def noise_of(self, planned: PlannedTarget, device: torch.device) -> Tensor:
+        """Return the noise of a target at the present step, one number for each block."""
+        shape = planned.granularity.block_shape(planned.shape)
+        return logistic_noise(shape, self.seed, self.steps, str(planned.target), device)
+
+    def draw(self) -> None:
+        """Renew the noise of every simulator."""
+        for target, simulator in self.simulators.items():
+            own = cast(_Drawn, simulator)
+            own.noise = self.noise_of(self.plan.goals[target], own.noise.device)
+
+    def advance(self) -> None:
+        """Draw the masks of the next step."""
+        self.draw()
+
+    def freeze(self) -> None:
+        """Draw no more."""
+        super().freeze()
+        for simulator in self.simulators.values():
+            cast(_Drawn, simulator).sampling = False
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave, and draw the masks of that step."""
+        super().load_state_dict(state)
+        self.draw()
