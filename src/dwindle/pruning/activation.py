@@ -144,6 +144,11 @@ class ActivationPruner(ObservingPruner):
         maps = value.movedim(activation_axis(type(self.model.get_submodule(target.module))), 1)
         finite = torch.isfinite(maps).all()
         maps = torch.where(finite, maps, torch.zeros_like(maps))
+        if self.dimensions and maps.dim() != self.dimensions:
+            raise DwindleError(
+                f"{target}: {type(self).__name__} needs feature maps with {self.dimensions - 2} spatial dimensions, "
+                f"this has shape {list(value.shape)}"
+            )
         if not self.dimensions:
             maps = maps.reshape(maps.shape[0], maps.shape[1], -1)
         total, count = self.statistic(maps)

@@ -10,9 +10,10 @@ from torch import Tensor, nn
 
 from dwindle.config import Target
 from dwindle.config.granularity import weight_axes
+from dwindle.graph.rounding import count_steps
 
 #: Classes whose weights read the channels of their input dimension.
-_READERS = ("_ConvNd", "Linear", "Conv1D", "Bilinear", "MultiheadAttention", "RNNBase", "RNNCellBase")
+READERS = ("_ConvNd", "Linear", "Conv1D", "Bilinear", "MultiheadAttention", "RNNBase", "RNNCellBase")
 
 
 class Coupling:
@@ -30,6 +31,7 @@ class Coupling:
         self.modules = dict(model.named_modules(remove_duplicate=False))
         self.infos = {info.id: info for info in analysis.axes}
         self._known: dict[int, str] = {}
+        self._steps: dict[int, dict[Any, int]] = {}
         for path in analysis.parameter_axes:
             parameter = self._parameter(path)[0]
             if parameter is not None:
@@ -85,7 +87,7 @@ class Coupling:
         if parameter is None or parameter.dim() < 2:
             return False
         names = {base.__name__ for base in type(module).__mro__}
-        if not names.intersection(_READERS):
+        if not names.intersection(READERS):
             return False
         out_axis, in_axis = weight_axes(type(module), parameter.dim())
         return dim == in_axis != out_axis
@@ -98,6 +100,12 @@ class Coupling:
             if excluded and self._parameter(path)[0] is not None and not self.is_reader(path, dim):
                 return str(path)
         return None
+
+    def count_step(self, info: Any, multiple: int) -> int:
+        """Return of what the count of an axis must be a multiple, so that sizes of weights are one of ``multiple``."""
+        if multiple not in self._steps:
+            self._steps[multiple] = count_steps(self.analysis, multiple)
+        return self._steps[multiple].get(info.axis, multiple)
 
     def solved(self, counts: dict[Any, int], multiples: Mapping[Any, int]) -> dict[Any, int]:
         """Return counts for axes that satisfy every constraint between sizes, none below what was asked.

@@ -10,7 +10,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from typing import Any, ClassVar
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -56,10 +56,12 @@ class ObservingPruner(Pruner):
     """
 
     #: Whether the loss is needed and its gradients are read.
-    needs_gradients: ClassVar[bool] = False
+    needs_gradients: bool = False
     #: Whether the own pass over ``data`` normalizes with the statistics of each batch (for untrained models, whose
     #: running statistics mean nothing); the running statistics are as before afterwards.
-    batch_statistics: ClassVar[bool] = False
+    batch_statistics: bool = False
+    #: Whether there is anything to observe at all.
+    needs_observation: bool = True
 
     def __init__(
         self,
@@ -92,6 +94,9 @@ class ObservingPruner(Pruner):
         self._optimized: set[int] | None = None
 
     # What a subclass writes.
+
+    def analysed(self) -> None:
+        """Called once the model is analysed and before it is observed; by default nothing."""
 
     def watch(self) -> Iterator[RemovableHandle]:
         """Attach hooks that call :meth:`add`, and yield them; by default there are none."""
@@ -157,7 +162,7 @@ class ObservingPruner(Pruner):
             ConfigError: There is no data, it ends early, or it was called before.
             DwindleError: The statistics are not finite. In all cases the model is as it was.
         """
-        if self.data is None and progress > 0:
+        if self.needs_observation and self.data is None and progress > 0:
             raise ConfigError(
                 f"{type(self).__name__} needs data=, or training_steps= and a training run: "
                 "with dw.compress(model, [pruner]) as run: ..."
@@ -167,9 +172,10 @@ class ObservingPruner(Pruner):
     def prepare(self) -> None:
         """Analyse the model, then run it over the data, or watch it from now on."""
         super().prepare()
+        self.analysed()
         if self.data is not None:
             self.observe()
-        elif not self._finished:
+        elif self.needs_observation and not self._finished:
             self._watch()
 
     def observe(self) -> None:
@@ -310,7 +316,7 @@ class ObservingPruner(Pruner):
             self.batches_seen = 0
 
     def _mask(self, progress: float) -> None:
-        if progress == 0 and self.data is None and not self._attached:
+        if progress == 0 and self.needs_observation and self.data is None and not self._attached:
             self._progress = progress
             return  # nothing goes yet, and what was seen so far stays
         if not self._stale:
@@ -366,7 +372,7 @@ class ObservingPruner(Pruner):
         Raises:
             ConfigError: There is neither data nor ``training_steps``.
         """
-        if self.data is None and not self._compressed:
+        if self.needs_observation and self.data is None and not self._compressed:
             if self.training_steps is None:
                 raise ConfigError(
                     f"{type(self).__name__} needs data= or training_steps=, or a schedule around it"
@@ -374,7 +380,7 @@ class ObservingPruner(Pruner):
             self.compress(0.0)
             return
         super().attach()
-        if self.data is None and not self._finished:
+        if self.needs_observation and self.data is None and not self._finished:
             self._watch()  # after detach() it goes on where it was
 
     def detach(self, *, keep_values: bool = True) -> nn.Module:

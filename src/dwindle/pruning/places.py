@@ -98,20 +98,9 @@ def reading_places(coupling: Coupling, info: Any, own: str, dimensions: int = 0)
     calls = coupling.analysis.trace.calls
     made = next((call.output for call in calls if call.path == own and isinstance(call.output, Value)), None)
     wanted = dimensions or (len(made.shape) if made is not None else 2)
-    readers = {path.rpartition(".")[0] for path, dim in info.parameter_dims if coupling.is_reader(path, dim)}
-    found: dict[Target, Place] = {}
-    for call in calls:
-        value = call.inputs[0] if call.inputs else next(iter(call.keywords.values()), None)
-        if call.path not in readers or value is None or not _called(coupling.modules[call.path]):
-            continue
-        index = _index(coupling, info, call.path, value)
-        if index is None:
-            continue
-        flattened = not dimensions and int((index >= 0).sum()) > info.size
-        if len(value.shape) >= wanted or flattened:
-            found[Target(call.path, "_input_0")] = Place(Target(call.path, "_input_0"), index)
+    found = inputs_of_readers(coupling, info, wanted, flattened=not dimensions)
     if found:
-        return list(found.values())
+        return found
     for call in reversed(calls):
         value = call.output
         if isinstance(value, Value) and len(value.shape) >= wanted and _called(coupling.modules[call.path]):
@@ -119,6 +108,32 @@ def reading_places(coupling: Coupling, info: Any, own: str, dimensions: int = 0)
             if index is not None:
                 return [Place(Target(call.path, "_output_0"), index)]
     return []
+
+
+def inputs_of_readers(
+    coupling: Coupling, info: Any, dimensions: int = 1, *, flattened: bool = True
+) -> list[Place]:
+    """Return the inputs of the modules whose weights read the channels of an axis.
+
+    Args:
+        coupling: The analysis.
+        info: The axis.
+        dimensions: Inputs with fewer dimensions are left out.
+        flattened: But not those whose places are flattened into the channels.
+    """
+    readers = {path.rpartition(".")[0] for path, dim in info.parameter_dims if coupling.is_reader(path, dim)}
+    found: dict[Target, Place] = {}
+    for call in coupling.analysis.trace.calls:
+        value = call.inputs[0] if call.inputs else next(iter(call.keywords.values()), None)
+        if call.path not in readers or value is None or not _called(coupling.modules[call.path]):
+            continue
+        index = _index(coupling, info, call.path, value)
+        if index is None:
+            continue
+        wide = flattened and int((index >= 0).sum()) > info.size
+        if len(value.shape) >= dimensions or wide:
+            found[Target(call.path, "_input_0")] = Place(Target(call.path, "_input_0"), index)
+    return list(found.values())
 
 
 def _called(module: nn.Module) -> bool:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator, Mapping, Sequence
-from typing import Any, ClassVar, Literal
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -114,7 +114,7 @@ class TaylorPruner(ObservingPruner):
         ConfigError: An argument is not valid.
     """
 
-    needs_gradients: ClassVar[bool] = True
+    needs_gradients = True
 
     def __init__(
         self,

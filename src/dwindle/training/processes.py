@@ -10,13 +10,18 @@ from collections.abc import Iterable
 import torch
 from torch import Tensor, nn
 
-__all__ = ["average_gradients", "is_distributed", "share_from_first", "sum_over_processes"]
+__all__ = ["average_gradients", "is_distributed", "rank", "share_from_first", "sum_over_processes"]
 
 
 def is_distributed() -> bool:
     """Whether several processes work together."""
     distributed = torch.distributed
     return distributed.is_available() and distributed.is_initialized() and distributed.get_world_size() > 1
+
+
+def rank() -> int:
+    """Return the number of this process; 0 when it is alone."""
+    return torch.distributed.get_rank() if is_distributed() else 0
 
 
 def sum_over_processes(tensors: Iterable[Tensor]) -> None:
