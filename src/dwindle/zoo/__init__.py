@@ -9,6 +9,7 @@ from dwindle.zoo.datasets import (
     random_flip,
     random_shift,
 )
+from dwindle.zoo.language import documentation_text, minilm, movie_reviews, smollm2, token_windows
 from dwindle.zoo.photographs import (
     IMAGENET_MEAN,
     IMAGENET_STD,
@@ -41,15 +42,20 @@ __all__ = [
     "ResidualNetwork",
     "digits",
     "digits_resnet",
+    "documentation_text",
     "efficientnet_lite0",
     "efficientnet_lite0_timm",
     "efficientnet_lite0_weights",
     "fashion_mnist",
     "fashion_resnet",
+    "minilm",
+    "movie_reviews",
     "photograph_sets",
     "photographs",
     "random_flip",
     "random_shift",
     "read_photograph",
     "residual_network",
+    "smollm2",
+    "token_windows",
 ]
