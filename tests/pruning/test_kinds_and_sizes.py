@@ -57,6 +57,12 @@ def test_sizes(keys: dict[str, Any], width: int) -> None:
     assert realized({"axes": ["feed_forward"], **keys}).fc1.out_features == width
 
 
+def test_rounding_counts_the_width_of_heads() -> None:
+    """Four of eight heads of width 4 are a multiple of 8 already."""
+    model = realized({"axes": ["heads"], "round_to": 8})
+    assert (model.q.out_features, model.heads) == (16, 4)
+
+
 def test_sizes_without_axes() -> None:
     model = nn.Sequential(nn.Linear(8, 30), nn.ReLU(), nn.Linear(30, 4))
     config = [{"op_names": ["0"], "sparse_ratio": 0.5, "granularity": "out_channel", "round_to": 8}]

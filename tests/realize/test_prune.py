@@ -257,6 +257,15 @@ def test_round_to(multiple: int) -> None:
     assert all(cut["after"] >= cut["before"] * 0.4 for cut in result.plan.cuts)
 
 
+@pytest.mark.parametrize(("multiple", "heads"), [(8, 2), (16, 2), (32, 4)])
+def test_rounding_counts_the_width_of_heads(multiple: int, heads: int) -> None:
+    """Heads of width 8: any number is a multiple of 8, an even one of 16, and half of the four would be 16 of 32."""
+    model = Tokens()
+    dw.prune(model, identifiers(), ratio=0.6, round_to=multiple)
+    assert model.heads == heads and model.query.out_features == 8 * heads
+    assert (model.embed.embedding_dim % multiple, model.fc1.out_features % multiple) == (0, 0)
+
+
 @pytest.mark.parametrize("kind", ["heads", "head_width", "embedding", "feed_forward"])
 def test_kinds_of_axes(kind: str) -> None:
     model = Tokens()

@@ -205,6 +205,27 @@ def test_uniform_moves_what_the_config_sizes_together() -> None:
     assert result.configuration.settings["num_attention_heads"] == (4, 3)
 
 
+@pytest.mark.parametrize(
+    "options",
+    [
+        {"ratio": 0.5, "scope": "global"},
+        {"ratio": None, "target": {"params": 0.5}},
+        {"ratio": None, "target": {"macs": 0.5}, "scope": "global"},
+        {"ratio": 0.34, "axes": ["block", "feed_forward"]},
+        {"ratio": 0.5, "round_to": 8},
+    ],
+    ids=str,
+)
+def test_uniform_goes_with_every_way_to_choose(options: dict[str, Any], tmp_path: Path) -> None:
+    made = llama()
+    result = prune(made, **{"uniform": True, **options})
+    assert result.configuration is not None and result.configuration.settings
+    if "target" in options:
+        ((name, share),) = options["target"].items()
+        assert name == "macs" or abs(result.parameters_after / result.parameters_before - share) < 0.02
+    assert_round_trip(made, tmp_path)
+
+
 def test_only_the_embedding_is_asked_for() -> None:
     made = bert()
     result = prune(made, axes=["embedding"], uniform=True)

@@ -237,7 +237,9 @@ class CountSolver:
             multiple: Counts are rounded up to a multiple of this where the size allows it; one number for all axes,
                 or one an axis (1 where an axis is not listed).
         """
-        counts = {leaf: _rounded(number, leaf.size, _own(multiple, leaf)) for leaf, number in desired.items()}
+        counts = {
+            leaf: _rounded(number, leaf.size, multiple_of(multiple, leaf)) for leaf, number in desired.items()
+        }
         free = set(counts)
         pending = list(self.constraints)
         for _ in range(200):
@@ -307,7 +309,7 @@ class CountSolver:
         ordered = sorted(leaves, key=lambda leaf: leaf.size)
         pairs = [(a, b) for i, a in enumerate(ordered) for b in ordered[i + 1 :]]
         for first, second in pairs[:6]:
-            for number in _steps(counts[first] - 1, first.size, _own(multiple, first))[:256]:
+            for number in _steps(counts[first] - 1, first.size, multiple_of(multiple, first))[:256]:
                 cost = (number - counts[first]) / first.size
                 if best is not None and cost >= best[0]:
                     break
@@ -332,10 +334,10 @@ class CountSolver:
             number = counts[leaf] - here / slope
             if number.is_integer() and counts[leaf] < number <= leaf.size:
                 whole = int(number)
-                fits = whole % _own(multiple, leaf) == 0 or whole == leaf.size
+                fits = whole % multiple_of(multiple, leaf) == 0 or whole == leaf.size
                 if fits and self.holds(constraint, {**counts, leaf: whole}):
                     return whole
-        steps = _steps(counts[leaf], leaf.size, _own(multiple, leaf))
+        steps = _steps(counts[leaf], leaf.size, multiple_of(multiple, leaf))
         if len(steps) > 64 and not _has_division(constraint.left):
             return None
         return next((n for n in steps if self.holds(constraint, {**counts, leaf: n})), None)
@@ -376,7 +378,8 @@ class _Sized:
         return (self.axis.size,)
 
 
-def _own(multiple: Multiple, leaf: Axis) -> int:
+def multiple_of(multiple: Multiple, leaf: Axis) -> int:
+    """Return the multiple that holds for one leaf."""
     return multiple if isinstance(multiple, int) else multiple.get(leaf, 1)
 
 

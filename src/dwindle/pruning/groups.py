@@ -220,6 +220,8 @@ def selected(
         settings = [goals[target].setting for target in unit_set.members]
         multiple = math.lcm(*(setting.round_to for setting in settings))
         least = max(setting.minimum for setting in settings)
+        if unit_set.axis is not None and coupling is not None:
+            multiple = coupling.count_step(unit_set.axis, multiple)
         kept[position] = _at_least(kept[position], unit_set.units.metric, least, multiple)
         if unit_set.axis is not None:
             multiples[unit_set.axis.axis] = multiple
