@@ -19,3 +19,11 @@ def test_page_runs(page: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) 
     for block in blocks:
         exec(compile(block, str(page), "exec"), namespace)
     assert "__builtins__" in namespace or not blocks
+
+
+def test_a_pruner_of_your_own_takes_at_most_forty_lines() -> None:
+    blocks = re.findall(
+        r"^```python\n(.*?)^```", (ROOT / "docs/custom_pruner.md").read_text(), flags=re.S | re.M
+    )
+    assert len(blocks) == 2
+    assert all("Pruner):" in block and len(block.splitlines()) <= 40 for block in blocks)

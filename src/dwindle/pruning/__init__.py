@@ -1,19 +1,22 @@
 """Pruners: which weights go, by what measure, in what blocks and groups."""
 
 from dwindle.pruning.activation import ActivationAPoZRankPruner, ActivationMeanRankPruner
+from dwindle.pruning.admm import ADMMPruner
 from dwindle.pruning.at_initialization import SNIPPruner, SynFlowPruner
 from dwindle.pruning.base import Pruner
 from dwindle.pruning.geometric_median import FPGMPruner
 from dwindle.pruning.heads import TransformerHeadPruner
 from dwindle.pruning.importance import IMPORTANCES
 from dwindle.pruning.l0 import L0Pruner
-from dwindle.pruning.magnitude import L1NormPruner, L2NormPruner, LevelPruner
+from dwindle.pruning.magnitude import L1NormPruner, L2NormPruner, LevelPruner, MagnitudePruner
 from dwindle.pruning.movement import MovementPruner
+from dwindle.pruning.n_m import SRSTEPruner
 from dwindle.pruning.observation import ObservingPruner
 from dwindle.pruning.random import RandomPruner
 from dwindle.pruning.rank import CHIPPruner, HRankPruner
 from dwindle.pruning.regularized import RBPruner
 from dwindle.pruning.report import PruningReport, SparsityRow
+from dwindle.pruning.rigl import RigLPruner
 from dwindle.pruning.scheduled import AGPPruner, LinearPruner, ScheduledPruner
 from dwindle.pruning.second_order import OBDPruner
 from dwindle.pruning.slim import SlimPruner
@@ -25,6 +28,7 @@ from dwindle.pruning.wanda import WandaPruner
 
 __all__ = [
     "IMPORTANCES",
+    "ADMMPruner",
     "AGPPruner",
     "ActivationAPoZRankPruner",
     "ActivationMeanRankPruner",
@@ -36,6 +40,7 @@ __all__ = [
     "L2NormPruner",
     "LevelPruner",
     "LinearPruner",
+    "MagnitudePruner",
     "MovementPruner",
     "OBDPruner",
     "ObservingPruner",
@@ -43,7 +48,9 @@ __all__ = [
     "PruningReport",
     "RBPruner",
     "RandomPruner",
+    "RigLPruner",
     "SNIPPruner",
+    "SRSTEPruner",
     "ScheduledPruner",
     "SlimPruner",
     "SparseGPTPruner",
