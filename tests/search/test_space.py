@@ -44,9 +44,7 @@ def test_counts_and_ratios_are_inverse_of_each_other() -> None:
 
 
 @settings(max_examples=40, deadline=None, suppress_health_check=list(HealthCheck))
-@given(
-    st.lists(st.floats(0, 1), min_size=4, max_size=4), st.floats(0.05, 1), st.sampled_from([1, 2, 4])
-)
+@given(st.lists(st.floats(0, 1), min_size=4, max_size=4), st.floats(0.05, 1), st.sampled_from([1, 2, 4]))
 def test_a_fit_is_within_the_budget_to_one_block(ratios: list[float], share: float, multiple: int) -> None:
     space = Space.of(ANALYSIS, round_to=multiple)
     budget = share * COST(space.full())

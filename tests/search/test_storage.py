@@ -70,9 +70,15 @@ def test_trials_of_another_model_are_refused(tmp_path: Path) -> None:
 def test_the_identity_follows_weights_and_space() -> None:
     model = tiny()
     first = Problem(model, images(2), nearness(model), {"macs": 0.5})
-    assert first.identity() == Problem(copy.deepcopy(model), images(2), nearness(model), {"macs": 0.7}).identity()
+    assert (
+        first.identity()
+        == Problem(copy.deepcopy(model), images(2), nearness(model), {"macs": 0.7}).identity()
+    )
     other = tiny(1)
-    assert first.identity()["model"] != Problem(other, images(2), nearness(other), {"macs": 0.5}).identity()["model"]
+    assert (
+        first.identity()["model"]
+        != Problem(other, images(2), nearness(other), {"macs": 0.5}).identity()["model"]
+    )
     fewer = Problem(model, images(2), nearness(model), {"macs": 0.8}, ignore=["hidden"])
     assert first.identity()["space"] != fewer.identity()["space"]
 

@@ -20,7 +20,7 @@ from dwindle.graph.axes import Axis
 from dwindle.graph.counts import Counts
 from dwindle.search.problem import Problem
 from dwindle.search.running import Outcome, Proposal, Proposals, Search, best_of
-from dwindle.search.space import CostOf, Space, check_reachable
+from dwindle.search.space import CostOf, Space, Variable, check_reachable
 from dwindle.search.trial import Trial
 
 __all__ = ["LeGR", "affine_scores", "global_counts", "mutated"]
@@ -41,6 +41,8 @@ def affine_scores(norms: Mapping[str, torch.Tensor], affine: Affine) -> dict[str
 
 def global_counts(space: Space, scores: Mapping[str, torch.Tensor], cost: CostOf, budget: float) -> Counts:
     """Remove the channels with the lowest scores of all until the budget is met, and no fewer than each one's least.
+
+    What the last channel leaves over is given back to the removed channels with the highest scores that fit.
 
     Args:
         space: The variables.
@@ -66,7 +68,14 @@ def global_counts(space: Space, scores: Mapping[str, torch.Tensor], cost: CostOf
     while high - low > 1:
         middle = (low + high) // 2
         low, high = (low, middle) if cost(at(middle)) <= budget else (middle, high)
-    return space.filled(at(high), cost, budget)
+    ranked = {name: values.sort(descending=True).values.tolist() for name, values in scores.items()}
+
+    def first(variable: Variable, counts: Counts) -> float:
+        """The next channel to come back is the removed one with the highest score."""
+        kept = counts[variable.axis]
+        return -ranked[variable.name][kept] if kept < variable.size else math.inf
+
+    return space.filled(at(high), cost, budget, first)
 
 
 def mutated(

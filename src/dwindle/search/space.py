@@ -245,18 +245,32 @@ class Space:
             scaled[variable.name] = own * scale if scale <= 1 else own + (top - own) * (scale - 1)
         return scaled
 
-    def filled(self, counts: Counts, cost: CostOf, budget: float) -> Counts:
-        """Give indices back, the next one always to the variable that lost the largest share, within a budget."""
+    def filled(
+        self,
+        counts: Counts,
+        cost: CostOf,
+        budget: float,
+        first: Callable[[Variable, Counts], float] | None = None,
+    ) -> Counts:
+        """Give indices back, one after another, as long as the budget holds; afterwards no single count can grow.
+
+        Args:
+            counts: Within the budget.
+            cost: Falls with falling counts.
+            budget: In the unit of the cost.
+            first: The variable with the smallest number gets the next index; None: the one that lost the largest
+                share.
+        """
         counts = dict(counts)
-        open_variables = list(self.variables)
-        while open_variables:
-            open_variables.sort(key=lambda own: counts[own.axis] / own.size)
-            for variable in list(open_variables):
-                grown = self.grown(counts, variable)
-                if grown is not None and cost(grown) <= budget:
-                    counts = grown
-                    break
-                open_variables.remove(variable)
+        rank = first or (lambda variable, now: now[variable.axis] / variable.size)
+        growing = list(self.variables)
+        while growing:
+            variable = min(growing, key=lambda own: rank(own, counts))
+            grown = self.grown(counts, variable)
+            if grown is not None and cost(grown) <= budget:
+                counts = grown
+            else:
+                growing.remove(variable)  # costs only rise: it will not fit later either
         return counts
 
     def grown(self, counts: Counts, variable: Variable) -> Counts | None:
