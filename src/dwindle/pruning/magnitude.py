@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from dwindle.config import Granularity, Target
@@ -31,3 +32,18 @@ class LevelPruner(L1NormPruner):
     """
 
     default_granularity = None
+
+
+class MagnitudePruner(LevelPruner):
+    """Single weights with the smallest absolute value, in units of their layer's Euclidean norm, go (as in NNCF).
+
+    The norm makes layers comparable: with one ``global_group_id`` for all targets, layers with large numbers do not
+    decide alone. Without groups the order within each layer is that of :class:`LevelPruner`. Under a schedule
+    (:class:`~dwindle.pruning.AGPPruner`) it is gradual magnitude pruning; with ``granularity: [16, 16]`` gradual
+    block pruning (Narang et al., arXiv:1711.02782).
+    """
+
+    def metric(self, target: Target, weight: Tensor, granularity: Granularity) -> Tensor:
+        """Return the sum of the absolute values of each block over the norm of the whole weight."""
+        norm = weight.norm() if weight.dtype == torch.float64 else weight.float().norm()
+        return block_norm(weight, granularity, 1) / norm.clamp(min=torch.finfo(norm.dtype).tiny)
