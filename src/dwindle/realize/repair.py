@@ -1,0 +1,297 @@
+"""``dw.repair``: makes up for what pruning took away, without labels and without training, in closed form."""
+
+from __future__ import annotations
+
+import contextlib
+import copy
+import itertools
+import time
+from collections.abc import Callable, Iterator, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dwindle import simulate
+from dwindle.config.errors import ConfigError, DwindleError
+from dwindle.quantization.calls import tensors_in
+from dwindle.realize.repairing.affine_calls import to_weight
+from dwindle.realize.repairing.collecting import collect
+from dwindle.realize.repairing.correspondence import correspondence
+from dwindle.realize.repairing.layers import Layer, pair_layers, passes_of
+from dwindle.realize.repairing.least_squares import Fit, Moments, fit
+from dwindle.realize.repairing.recording import record
+from dwindle.realize.repairing.report import LayerRepair, RepairReport
+from dwindle.realize.shrink import ShrinkResult
+from dwindle.training.inputs import Inputs, input_batches
+from dwindle.training.progress import tracked
+
+PARTS = ("weights", "biases", "norms")
+
+#: Samples of a batch when one tensor is given as data.
+_BATCH = 16
+
+#: Every so many batches one is held out.
+_HOLD_OUT = 4
+
+
+def repair(
+    model: nn.Module | ShrinkResult,
+    original: nn.Module,
+    data: Any,
+    *,
+    parts: Sequence[str] = PARTS,
+    passes: int = 8,
+    batches: int | None = None,
+    adapt: Callable[[Any], Any] | None = None,
+    memory: int = 1 << 30,
+) -> RepairReport:
+    """Change the weights of a pruned model so that its layers give again what the original's gave.
+
+    Each linear layer, convolution and norm is fitted by ridge regression to the original's outputs on the channels that
+    are still there, given the inputs that it has now: constants that removed channels emitted go into biases (or into
+    the running mean of the norm behind), what other channels can tell of the removed ones goes into weights. Entries
+    of a weight that are zero stay zero, so unstructured pruning is repaired as well as structured. The strength of
+    the regularization is chosen on inputs that are held out (one batch of four); a layer whose held-out error would
+    grow is left, and if the outputs of the whole model on held-out inputs get worse, everything is taken back.
+
+    He, Zhang and Sun, "Channel pruning for accelerating very deep neural networks" (arXiv:1707.06168).
+
+    Args:
+        model: The pruned model (changed in place), or the result of :func:`dwindle.prune` or :func:`dwindle.realize`.
+            It may carry masks.
+        original: The model before it was pruned: a copy made before, or a fresh one with the same weights.
+        data: A few hundred unlabelled inputs: an iterable of batches (labels in them are left out), or one tensor.
+            Related samples (crops of one picture) should lie together, so that held-out ones are new.
+        parts: What may change: ``"weights"``, ``"biases"`` (and running means that stand for them), ``"norms"`` (scale
+            and shift of norms).
+        passes: How many times the data goes through both models. Each pass repairs some neighbouring layers, given what
+            those before them do after their repair; more passes follow the errors more closely.
+        batches: How many batches of ``data`` are used; None takes all. When ``data`` ends earlier, that is an error.
+        adapt: Applied to each batch first.
+        memory: Bytes that the sums of one pass may take; more passes are made where they would not fit.
+
+    Returns:
+        The report; the model is changed in place.
+
+    Raises:
+        ConfigError: An argument is not valid, the data ends early, or the models do not belong together.
+        DwindleError: Something is not finite. In all cases the model is as it was.
+    """
+    started = time.perf_counter()
+    result = model if isinstance(model, ShrinkResult) else None
+    small = model.model if isinstance(model, ShrinkResult) else model
+    _check(small, original, parts, passes, batches)
+    inputs = _inputs(original, data, adapt, batches)
+    plain = _without_simulators(small)
+    with _still(plain, original), _restored(plain) as put_back:
+        report = _repair(plain, original, inputs, frozenset(parts), passes, memory)
+        if not report.accepted:
+            put_back()
+    if plain is not small:
+        _hand_over(plain, small)
+    report.seconds = time.perf_counter() - started
+    if result is not None:
+        result.notes.append(report.summary().splitlines()[0])
+    return report
+
+
+def _check(small: Any, original: Any, parts: Sequence[str], passes: int, batches: int | None) -> None:
+    for name, given in {"model": small, "original": original}.items():
+        if not isinstance(given, nn.Module):
+            raise ConfigError(f"{name} is a {type(given).__name__}, not a model")
+    if small is original:
+        raise ConfigError("original is the pruned model itself; keep a copy (copy.deepcopy) from before")
+    unknown = [part for part in parts if part not in PARTS]
+    if unknown or not parts or isinstance(parts, str):
+        raise ConfigError(f"parts: {parts!r} is not a selection of {', '.join(PARTS)}")
+    for name, number in {"passes": passes, "batches": batches}.items():
+        if number is not None and (isinstance(number, bool) or number < 1):
+            raise ConfigError(f"{name}: {number!r} is not a positive number")
+
+
+def _inputs(
+    model: nn.Module, data: Any, adapt: Callable[[Any], Any] | None, batches: int | None
+) -> list[Inputs]:
+    """Return the arguments of each forward; one tensor is cut into batches."""
+    if isinstance(data, Tensor):
+        data = data.split(min(_BATCH, max(1, len(data) // _HOLD_OUT)))
+    inputs = list(itertools.islice(input_batches(model, data, adapt), batches))
+    if len(inputs) < max(2, batches or 0):
+        raise ConfigError(
+            f"data ended after {len(inputs)} of {batches or 'at least 2'} batches (one of them is held out)"
+        )
+    for tensor in tensors_in([[list(args), kwargs] for args, kwargs in inputs]):
+        if tensor.is_floating_point() and not bool(torch.isfinite(tensor).all()):
+            raise DwindleError("data holds NaN or infinite values")
+    return inputs
+
+
+def _is_held_out(number: int, count: int) -> bool:
+    return number % _HOLD_OUT == _HOLD_OUT - 1 if count >= _HOLD_OUT else number == count - 1
+
+
+def _without_simulators(model: nn.Module) -> nn.Module:
+    """Return the model itself, or a copy in which masks are zeros."""
+    if not simulate.get_masks(model):
+        return model
+    twin = copy.deepcopy(model)
+    simulate.detach(twin, keep_values=True)
+    return twin
+
+
+def _hand_over(plain: nn.Module, model: nn.Module) -> None:
+    """Write repaired values into a model that carries masks; what they hide stays as it is."""
+    masks = {target.path: mask for target, mask in simulate.get_masks(model).items() if target.is_parameter}
+    sources = {**dict(plain.named_parameters()), **dict(plain.named_buffers())}
+    with simulate.disabled(model), torch.no_grad():
+        for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
+            if name not in sources:
+                continue
+            new = sources[name].detach()
+            if name in masks:
+                new = torch.where(masks[name].to(new.device).bool().expand_as(new), new, tensor)
+            tensor.copy_(new)
+
+
+@contextlib.contextmanager
+def _still(*models: nn.Module) -> Iterator[None]:
+    """Evaluation mode; afterwards every module is in the mode it was in."""
+    flags = [(module, module.training) for model in models for module in model.modules()]
+    try:
+        for model in models:
+            model.eval()
+        yield
+    finally:
+        for module, training in flags:
+            module.training = training
+
+
+@contextlib.contextmanager
+def _restored(model: nn.Module) -> Iterator[Callable[[], None]]:
+    """Put the values back when something fails, or when the function it gives is called."""
+    tensors = [*model.parameters(), *model.buffers()]
+    values = [tensor.detach().clone() for tensor in tensors]
+
+    def put_back() -> None:
+        with torch.no_grad():
+            for tensor, value in zip(tensors, values, strict=True):
+                tensor.copy_(value)
+
+    try:
+        yield put_back
+    except BaseException:
+        put_back()
+        raise
+
+
+def _repair(
+    small: nn.Module,
+    original: nn.Module,
+    inputs: list[Inputs],
+    parts: frozenset[str],
+    passes: int,
+    memory: int,
+) -> RepairReport:
+    """Repair a model that carries no simulators, in evaluation mode."""
+    link = correspondence(small, original)
+    recordings = record(small, *inputs[0]), record(original, *inputs[0])
+    layers, left = pair_layers(small, original, recordings, link, parts)
+    report = RepairReport(left=left)
+    numbers = range(len(inputs))
+    held_out = [number for number in numbers if _is_held_out(number, len(inputs))]
+    report.inputs = len(inputs) - len(held_out), len(held_out)
+    report.output_before = _difference(small, original, [inputs[number] for number in held_out])
+    groups = passes_of(layers, passes, memory)
+    report.passes = len(groups)
+    work = list(itertools.product(groups, numbers))
+    sums: tuple[dict[str, Moments], dict[str, Moments]] = {}, {}
+    for group, number in tracked(work, "repair"):
+        collect(small, original, group, inputs[number], sums[number in held_out])
+        if number == numbers[-1]:
+            for layer in group:
+                report.layers += _repair_layer(small, layer, *sums, left)
+            for own in sums:
+                own.clear()
+    report.output_after = _difference(small, original, [inputs[number] for number in held_out])
+    if report.output_before is None or report.output_after is None:
+        report.notes.append("the outputs of the two models cannot be compared, only those of the layers")
+    elif not report.output_after <= report.output_before:
+        report.accepted = False
+        report.notes.append(
+            "the repair made held-out outputs worse and was taken back; give more (varied) data"
+        )
+    return report
+
+
+def _repair_layer(
+    small: nn.Module,
+    layer: Layer,
+    train: dict[str, Moments],
+    held_out: dict[str, Moments],
+    left: dict[str, str],
+) -> list[LayerRepair]:
+    """Fit one layer and change it; returns its entry of the report."""
+    name = layer.place.name
+    if name not in train or name not in held_out:
+        left[name] = "too few samples reach it, or their shapes differ from the original's"
+        return []
+    if not (train[name].is_finite() and held_out[name].is_finite()):
+        raise DwindleError(f"{name}: the values around this layer are not finite")
+    found = fit(train[name], held_out[name], _unknown(layer))
+    if found.correction is not None:
+        _apply(small, layer, found)
+    scale = max(held_out[name].target / held_out[name].count, torch.finfo(torch.float32).tiny)
+    return [
+        LayerRepair(
+            name,
+            layer.place.operation,
+            layer.place.features,
+            train[name].count,
+            found.strength,
+            found.before / scale,
+            found.after / scale,
+        )
+    ]
+
+
+def _unknown(layer: Layer) -> Tensor | None:
+    """Return which entries of the correction may differ from zero."""
+    if layer.support is None:
+        return None
+    rows = list(range(layer.place.features)) if layer.weight else []
+    return layer.support[:, [*rows, *([layer.place.features] if layer.constant else [])]]
+
+
+def _apply(small: nn.Module, layer: Layer, found: Fit) -> None:
+    """Add a correction to the weight, and its constant to the bias or off the running mean."""
+    place, correction = layer.place, found.correction
+    assert correction is not None
+    with torch.no_grad():
+        if layer.weight:
+            weight = small.get_parameter(place.name)
+            own = correction[:, : place.features]
+            weight += to_weight(own, weight.shape, place.transposed).to(weight.dtype)
+        if layer.constant:
+            constant = correction[:, -1].flatten()
+            if place.bias is not None:
+                bias = small.get_parameter(place.bias)
+                bias += constant.to(bias.dtype)
+            elif place.shift is not None:
+                mean = small.get_buffer(place.shift)
+                mean -= constant.to(mean.dtype)
+
+
+def _difference(small: nn.Module, original: nn.Module, inputs: Sequence[Inputs]) -> float | None:
+    """Return the squared error of the outputs as a share of the original's; None when there is nothing to compare."""
+    error = power = 0.0
+    with torch.no_grad():
+        for args, kwargs in inputs:
+            pairs = zip(
+                tensors_in(small(*args, **kwargs)), tensors_in(original(*args, **kwargs)), strict=False
+            )
+            for ours, theirs in pairs:
+                if theirs.is_floating_point() and ours.shape == theirs.shape:
+                    error += float((ours.double() - theirs.double()).square().sum())
+                    power += float(theirs.double().square().sum())
+    return error / power if power > 0 else None

@@ -1,0 +1,181 @@
+"""One forward that finds a model's affine calls: their order, their parameters, and where a constant can go."""
+
+from __future__ import annotations
+
+from collections import Counter
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dwindle.quantization.calls import CallKey, CallMode, ModulePath, tensors_in, tensors_with_positions
+from dwindle.realize.repairing.affine_calls import AffineCall, read_call
+
+
+class EnoughError(Exception):
+    """Ends a forward early: what was looked for has been seen."""
+
+
+def names_of(model: nn.Module) -> dict[int, str]:
+    """Return the names of a model's parameters by identity (the first name of shared ones)."""
+    return {id(parameter): name for name, parameter in model.named_parameters()}
+
+
+class AffineMode(CallMode):
+    """Hands every affine call of a forward to :meth:`on_affine`, with how often its weight was used before.
+
+    Args:
+        names: Names of parameters by identity.
+    """
+
+    def __init__(self, names: dict[int, str]) -> None:
+        super().__init__(ModulePath())
+        self.names = names
+        self.used: Counter[str] = Counter()
+
+    def on_call(self, key: CallKey, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one call."""
+        call = read_call(key.operation.split(".")[0], args, kwargs, self.names)
+        if call is None:
+            return func(*args, **kwargs)
+        name = self.names[id(call.weight)]
+        order = self.used[name]
+        self.used[name] += 1
+        return self.on_affine(name, order, call, func(*args, **kwargs))
+
+    def on_affine(self, name: str, order: int, call: AffineCall, output: Tensor) -> Any:
+        """See one affine call.
+
+        Args:
+            name: Name of its weight.
+            order: How many calls with this weight came before in this forward.
+            call: The call.
+            output: Its result.
+
+        Returns:
+            What the model goes on with.
+        """
+        return output
+
+
+@dataclass(slots=True)
+class Place:
+    """One weight and how a forward used it.
+
+    Attributes:
+        name: Name of the weight.
+        bias: Name of the bias; None where there is none.
+        shift: Name of the running mean that a constant can go into, for a convolution without bias before a norm.
+        calls: How often it was used.
+        operation: Name of the function.
+        groups: Problems side by side.
+        features: Of one problem, without the one that is always one.
+        outputs: Of one problem.
+        transposed: Whether the weight stands as ``[in, out]``.
+        is_norm: Whether it scales channels one by one.
+    """
+
+    name: str
+    bias: str | None
+    shift: str | None
+    calls: int
+    operation: str
+    groups: int
+    features: int
+    outputs: int
+    transposed: bool
+    is_norm: bool
+
+
+@dataclass(slots=True)
+class Recording:
+    """The affine places of a model.
+
+    Attributes:
+        places: In the order of their first call.
+        elsewhere: Names of parameters that something else uses too, so that they cannot be changed for one alone.
+    """
+
+    places: dict[str, Place] = field(default_factory=dict)
+    elsewhere: set[str] = field(default_factory=set)
+
+
+class _Recorder(AffineMode):
+    def __init__(self, model: nn.Module) -> None:
+        super().__init__(names_of(model))
+        self.buffers = {id(buffer): name for name, buffer in model.named_buffers()}
+        self.found = Recording()
+        self.roles: dict[str, set[str]] = {}
+        self.made: dict[int, str] = {}
+        self.uses: Counter[str] = Counter()
+        self.alive: list[Tensor] = []  # identities stay unique only while the tensors live
+
+    def on_call(self, key: CallKey, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run one call and note which parameters and results of affine calls it takes."""
+        operation = key.operation.split(".")[0]
+        call = read_call(operation, args, kwargs, self.names)
+        output = super().on_call(key, func, args, kwargs)
+        if not any(True for _ in tensors_in(output)):
+            return output  # sizes and the like
+        given = [tensor for _, tensor in tensors_with_positions(args, kwargs)]
+        roles = set() if call is None else {id(call.weight), id(call.bias)}
+        self.found.elsewhere |= {
+            self.names[id(tensor)] for tensor in given if id(tensor) in self.names and id(tensor) not in roles
+        }
+        for tensor in given:
+            if id(tensor) in self.made:
+                self.uses[self.made[id(tensor)]] += 1
+        if operation == "batch_norm" and args and id(args[0]) in self.made:
+            mean = next((self.buffers[id(tensor)] for tensor in given if id(tensor) in self.buffers), None)
+            place = self.found.places[self.made[id(args[0])]]
+            if place.bias is None:
+                place.shift = mean
+        return output
+
+    def on_affine(self, name: str, order: int, call: AffineCall, output: Tensor) -> Any:
+        """Note one place."""
+        bias = self.names.get(id(call.bias)) if call.bias is not None else None
+        if name not in self.found.places:
+            self.found.places[name] = Place(
+                name, bias, None, 0, call.operation, call.groups, call.feature_count, call.output_count,
+                call.is_transposed, call.is_norm,
+            )  # fmt: skip
+        self.found.places[name].calls += 1
+        self.roles.setdefault(name, set()).add("weight")
+        if bias is not None:
+            self.roles.setdefault(bias, set()).add(f"bias of {name}")
+        self.made[id(output)] = name
+        self.alive.append(output)
+        return output
+
+
+def record(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Recording:
+    """Run a model once and note its affine places.
+
+    Args:
+        model: In evaluation mode.
+        args: Positional inputs.
+        kwargs: Keyword inputs.
+    """
+    recorder = _Recorder(model)
+    with torch.no_grad(), recorder:
+        model(*args, **kwargs)
+    found = recorder.found
+    found.elsewhere |= {name for name, roles in recorder.roles.items() if len(roles) > 1}
+    shifts = Counter(place.shift for place in found.places.values() if place.shift)
+    for place in found.places.values():
+        if place.bias is not None and place.bias in found.elsewhere:
+            place.bias = None
+        if place.shift and (shifts[place.shift] > 1 or recorder.uses[place.name] > 1 or place.calls > 1):
+            place.shift = None
+    return found
+
+
+def run(model: nn.Module, mode: CallMode, args: tuple[Any, ...], kwargs: dict[str, Any]) -> None:
+    """Run a forward under a mode, until the mode has seen enough."""
+    try:
+        with torch.no_grad(), mode:
+            model(*args, **kwargs)
+    except EnoughError:
+        return
