@@ -429,6 +429,16 @@ def test_incompatible_reshapes_freeze() -> None:
     assert not _free(own)
 
 
+def test_a_tensor_without_elements_is_regrouped_around_its_empty_dimension() -> None:
+    samples, channels, height = algebra.leaf(0), algebra.leaf(6), algebra.leaf(4)
+    rows, flat = algebra.reshape([samples, channels, height], [0, 24])
+    assert rows is samples and set(flat.leaves()) == {channels, height}
+    assert channels.frozen is None
+    merged = [algebra.leaf(2), algebra.leaf(0), algebra.leaf(5)]
+    assert all(axis.frozen for axis in algebra.reshape(merged, [0, 10]))
+    assert all(axis.frozen for axis in merged)  # which part of them went where cannot be known
+
+
 def test_freezing_one_spelling_of_an_axis_freezes_all() -> None:
     hidden = Axis(24)
     heads, width = algebra.reshape([hidden], [4, 6])

@@ -33,7 +33,7 @@ def reshape(axes: Sequence[Axis], sizes: Sequence[int], where: str | None = None
     """
     left, right = list(axes), list(sizes)
     if 0 in right:
-        return [leaf(size, "empty tensor", where) for size in right]
+        return _reshape_empty(left, right, where)
     result: list[Axis] = []
     i = j = 0
     while i < len(left) or j < len(right):
@@ -57,6 +57,21 @@ def reshape(axes: Sequence[Axis], sizes: Sequence[int], where: str | None = None
         result += _regroup(left[i:i_end], right[j:j_end], where)
         i, j = i_end, j_end
     return result
+
+
+def _reshape_empty(left: list[Axis], right: list[int], where: str | None) -> list[Axis]:
+    """Regroup a tensor without elements: what stands before and behind the dimension of size 0, each by itself."""
+    empty = [place for place, axis in enumerate(left) if axis.size == 0]
+    if len(empty) == right.count(0) == 1:
+        old, new = empty[0], right.index(0)
+        before, after = left[:old], left[old + 1 :]
+        fits = math.prod(axis.size for axis in before) == math.prod(right[:new])
+        if fits and math.prod(axis.size for axis in after) == math.prod(right[new + 1 :]):
+            behind = reshape(after, right[new + 1 :], where)
+            return [*reshape(before, right[:new], where), left[old].find(), *behind]
+    for axis in left:
+        freeze(axis, "reshaped while empty", where)
+    return [leaf(size, "reshaped while empty", where) for size in right]
 
 
 def _regroup(axes: list[Axis], sizes: list[int], where: str | None) -> list[Axis]:

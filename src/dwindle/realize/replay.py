@@ -98,12 +98,34 @@ class Replay:
             self.env[id(value)] = parameter(name)
         for value, given in zip(self.trace.inputs, inputs, strict=True):
             self.env[id(value)] = given
+        done = self._done_after() if self.call is eager_call else {}
         for node in self.nodes:
             if id(node) in self.copied:
                 self.env[id(node.output)] = self._value(node.args[0])
             else:
                 self._node(node)
+            for value in done.get(id(node), ()):
+                self._release(value)
         return [self._value(value) for value in self.trace.outputs]
+
+    def _done_after(self) -> dict[int, list[Value]]:
+        """Return by node the values that no later one takes."""
+        last: dict[int, tuple[Node, Value]] = {}
+        for node in self.nodes:
+            for value in [*node.inputs(), *node.outputs]:
+                last[id(value)] = node, value
+        wanted = set(map(id, self.trace.outputs))
+        done: dict[int, list[Value]] = {}
+        for node, value in last.values():
+            if value.kind == "result" and id(value) not in wanted:
+                done.setdefault(id(node), []).append(value)
+        return done
+
+    def _release(self, value: Value) -> None:
+        """Let a tensor go; its shape can still be asked for."""
+        held = self.env.get(id(value))
+        if isinstance(held, torch.Tensor):
+            self.env[id(value)] = torch.empty(held.shape, dtype=held.dtype, device="meta")
 
     def _value(self, value: Value) -> Any:
         if id(value) not in self.env and value.kind == "constant" and value.tensor is not None:

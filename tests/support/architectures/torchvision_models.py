@@ -47,7 +47,7 @@ raft_large raft_small
 OPTICAL_FLOW = _OPTICAL_FLOW.split()
 
 #: Models that need larger images, and models whose image size is set when they are built.
-IMAGE_SIZE = {"inception_v3": 96, "maxvit_t": 224, "alexnet": 96, "vit_h_14": 112}
+IMAGE_SIZE = {"inception_v3": 299, "maxvit_t": 224, "alexnet": 96, "vit_h_14": 112}
 IMAGE_SIZE |= {name: 128 for name in CLASSIFICATION if name.startswith("vit_") and name != "vit_h_14"}
 
 

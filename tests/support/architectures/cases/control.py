@@ -32,6 +32,24 @@ def data_dependent_branch() -> Example:
     )
 
 
+def nothing_selected() -> Example:
+    """A head for selected samples, of which the recorded inputs have none: tensors without elements are reshaped."""
+
+    def forward(m: Any, x: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        wanted = x.mean((1, 2, 3)) > 1e6
+        x = m.stem(x).relu()
+        chosen = x[wanted]
+        return m.head(x.mean((2, 3))), m.second(m.first(chosen.flatten(1)).relu())
+
+    return on_images(
+        forward,
+        stem=nn.Conv2d(3, 16, 3, stride=4),
+        head=nn.Linear(16, 5),
+        first=nn.Linear(16 * 4, 12),
+        second=nn.Linear(12, 3),
+    )
+
+
 def data_dependent_loop() -> Example:
     def forward(m: Any, x: torch.Tensor) -> torch.Tensor:
         x = m.first(x)
@@ -344,7 +362,7 @@ def experts_by_stacked_weights() -> Example:
 MODELS: dict[str, Builder] = {
     case.__name__: case
     for case in (
-        data_dependent_branch, data_dependent_loop, train_only_branch, unused_head, nested_dictionaries,
+        data_dependent_branch, nothing_selected, data_dependent_loop, train_only_branch, unused_head, nested_dictionaries,
         dataclass_in_and_out, keyword_arguments, key_value_cache, checkpointed, scripted_function,
         scripted_submodule, autocast_region, mapped_over_the_batch, no_parameters, single_linear, graph_module,
         nested_containers, literal_sizes, sizes_by_division, experts_by_loop, experts_by_stacked_weights,
