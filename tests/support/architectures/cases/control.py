@@ -362,8 +362,8 @@ def experts_by_stacked_weights() -> Example:
 MODELS: dict[str, Builder] = {
     case.__name__: case
     for case in (
-        data_dependent_branch, nothing_selected, data_dependent_loop, train_only_branch, unused_head, nested_dictionaries,
-        dataclass_in_and_out, keyword_arguments, key_value_cache, checkpointed, scripted_function,
+        data_dependent_branch, nothing_selected, data_dependent_loop, train_only_branch, unused_head,
+        nested_dictionaries, dataclass_in_and_out, keyword_arguments, key_value_cache, checkpointed, scripted_function,
         scripted_submodule, autocast_region, mapped_over_the_batch, no_parameters, single_linear, graph_module,
         nested_containers, literal_sizes, sizes_by_division, experts_by_loop, experts_by_stacked_weights,
     )
