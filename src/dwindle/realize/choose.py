@@ -3,18 +3,19 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
+from typing import cast
 
 import torch
 
 from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.graph.analysis import Analysis, AxisInfo
 from dwindle.graph.axes import Axis
-from dwindle.graph.counts import Counts, CountSolver
+from dwindle.graph.counts import Counts, CountSolver, Multiple, multiple_of
+from dwindle.pruning.axis_importance import AxisImportance, WeightImportance
+from dwindle.pruning.named_importances import Criterion
+from dwindle.pruning.shared_axes import SharedAxis, shared_axes
 from dwindle.realize.cost import CostModel
-
-#: A criterion: scores of the indices of one dimension of one weight, larger is more important.
-Criterion = Callable[[torch.Tensor, int], torch.Tensor]
 
 #: How near a target a prune must come.
 TARGET_TOLERANCE = 0.02
@@ -34,28 +35,20 @@ def axis_scores(
         tensors: Parameter values by name.
         criterion: Scores the indices of one dimension of one weight.
     """
-    wanted = {info.axis: info for info in infos}
-    total = {info.axis: torch.zeros(info.size, dtype=torch.float64) for info in infos}
-    used = dict.fromkeys(total, 0)
-    places = dict.fromkeys(place for info in infos for place in info.parameter_dims)
-    for name, dim in places:
-        tensor = tensors.get(name)
-        if tensor is None or tensor.dim() < 2 or not tensor.is_floating_point() or tensor.is_meta:
-            continue  # on the meta device every index scores the same
-        own = criterion(tensor.detach(), dim).double().cpu()
-        for leaf, index in analysis.positions(name, dim).items():
-            if leaf not in wanted:
-                continue
-            summed = own
-            if index.numel() != leaf.size:
-                # several positions an index (the other factors of a product), or only some of the positions
-                here = index >= 0
-                summed = torch.zeros(leaf.size, dtype=torch.float64).index_add_(0, index[here], own[here])
-            mean = float(summed.mean())
-            if mean > 0:
-                total[leaf].add_(summed, alpha=1 / mean)
-                used[leaf] += 1
-    return {leaf: scores / max(used[leaf], 1) for leaf, scores in total.items()}
+    return scores_by_axis(shared_axes(None, analysis, infos), tensors, WeightImportance(criterion))
+
+
+def scores_by_axis(
+    axes: Sequence[SharedAxis], tensors: Mapping[str, torch.Tensor], importance: AxisImportance
+) -> dict[Axis, torch.Tensor]:
+    """Return the importance of each index of each axis, float64 on the CPU.
+
+    Args:
+        axes: The axes.
+        tensors: Parameter values by name; parameters that are missing have no say.
+        importance: Has measured what it needs.
+    """
+    return {cast(Axis, axis.key): importance.of_axis(axis, tensors) for axis in axes}
 
 
 def is_named(name: str, pattern: str) -> bool:
@@ -108,7 +101,7 @@ def counts_for_target(
     cost: CostModel,
     name: str,
     share: float,
-    multiple: int,
+    multiple: Multiple,
 ) -> Counts:
     """Return solved counts whose cost is ``share`` of the full one, within the tolerance.
 
@@ -144,7 +137,7 @@ def counts_for_target(
 
 
 def _by_free_axes(
-    small: Counts, solver: CountSolver, cost: CostModel, name: str, goal: float, multiple: int
+    small: Counts, solver: CountSolver, cost: CostModel, name: str, goal: float, multiple: Multiple
 ) -> Counts:
     """Widen the axes that no constraint binds, all by the same share, as far as the goal allows.
 
@@ -159,7 +152,8 @@ def _by_free_axes(
         trial = dict(small)
         for leaf in free:
             wider = small[leaf] + int((leaf.size - small[leaf]) * share + 0.5)
-            trial[leaf] = wider if wider == leaf.size else max(small[leaf], wider - wider % multiple)
+            over = wider % multiple_of(multiple, leaf)
+            trial[leaf] = wider if wider == leaf.size else max(small[leaf], wider - over)
         if cost.cost(name, trial) <= goal:
             low, best = share, trial
         else:
@@ -168,7 +162,7 @@ def _by_free_axes(
 
 
 def _axis_by_axis(
-    counts: Counts, solver: CountSolver, cost: CostModel, name: str, goal: float, multiple: int
+    counts: Counts, solver: CountSolver, cost: CostModel, name: str, goal: float, multiple: Multiple
 ) -> Counts:
     """Give indices back to one axis after another, as long as the cost stays below the goal."""
     best = dict(counts)

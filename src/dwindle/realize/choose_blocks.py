@@ -10,7 +10,8 @@ from torch import nn
 
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.blocks import Block
-from dwindle.realize.choose import Criterion, is_named
+from dwindle.pruning.axis_importance import AxisImportance
+from dwindle.realize.choose import is_named
 from dwindle.realize.cost import CostModel
 
 
@@ -30,18 +31,18 @@ def is_ignored(block: Block, patterns: Sequence[str]) -> bool:
 
 
 def block_scores(
-    blocks: Sequence[Block], tensors: Mapping[str, torch.Tensor], criterion: Criterion
+    blocks: Sequence[Block], tensors: Mapping[str, torch.Tensor], importance: AxisImportance
 ) -> dict[str, float]:
     """Return the importance of each block, by path; a block whose branches end in zeros scores zero.
 
-    The score of a weight is the mean of the criterion over its indices, divided by the mean over the weights at
+    The score of a weight is the mean of the importance over its indices, divided by the mean over the weights at
     the same place of the stage's other blocks, so that blocks of all stages can be ranked together. A block's
     score is the mean over its weights, times the mean over the weights or scales that end its branches.
 
     Args:
         blocks: The blocks.
         tensors: Parameter values by name.
-        criterion: Scores the indices of one dimension of one weight.
+        importance: Scores the indices of single weights.
     """
     raw: dict[str, dict[str, float]] = {}
     for block in blocks:
@@ -52,7 +53,9 @@ def block_scores(
             if tensor is None or not tensor.is_floating_point() or (tensor.dim() < 2 and not own):
                 continue
             data = tensor.detach().reshape(1) if tensor.dim() == 0 else tensor.detach()
-            raw[block.path][name.removeprefix(block.path)] = float(criterion(data, 0).double().mean())
+            raw[block.path][name.removeprefix(block.path)] = float(
+                importance.of_weight(name, data, 0).double().mean()
+            )
     scores = {}
     for block in blocks:
         beside = [raw[path] for path in block.stage if path in raw]
@@ -170,7 +173,7 @@ def select_blocks(
     model: nn.Module,
     analysis: Analysis,
     tensors: Mapping[str, torch.Tensor],
-    criterion: Criterion,
+    importance: AxisImportance,
     *,
     ratio: float | None,
     target: Mapping[str, float] | None,
@@ -185,7 +188,7 @@ def select_blocks(
         model: The model.
         analysis: What was recorded of it.
         tensors: Parameter values by name.
-        criterion: Scores the indices of one dimension of one weight.
+        importance: Scores the indices of single weights.
         ratio: Share of the blocks of each stage.
         target: Instead: a cost and the share of it that stays. Where other axes shrink as well, blocks go half
             of the way (the square root of the share).
@@ -195,7 +198,7 @@ def select_blocks(
         alone: Whether nothing else shrinks.
     """
     blocks = [block for block in removable(model, analysis.blocks) if not is_ignored(block, ignore)]
-    scores = block_scores(blocks, tensors, criterion)
+    scores = block_scores(blocks, tensors, importance)
     if target is None:
         return choose_blocks(blocks, scores, ratio or 0.0, ratios, everywhere=scope == "global")
     ((name, share),) = target.items()

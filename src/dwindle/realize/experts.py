@@ -17,7 +17,8 @@ from dwindle.graph.blocks import Block
 from dwindle.graph.experts import Mixture
 from dwindle.graph.expressions import Attribute, variables
 from dwindle.graph.tagging import config_objects
-from dwindle.realize.choose import Criterion, best_indices, is_named
+from dwindle.pruning.axis_importance import AxisImportance
+from dwindle.realize.choose import best_indices, is_named
 from dwindle.realize.plan import AttributeChange, Plan
 
 #: Names of numbers that count experts, and of those that count something else about them.
@@ -45,7 +46,7 @@ class ExpertCut:
 def choose_experts(
     mixtures: Sequence[Mixture],
     tensors: Mapping[str, torch.Tensor],
-    criterion: Criterion,
+    importance: AxisImportance,
     ratio: float,
     by_name: Mapping[str, float],
     ignore: Sequence[str],
@@ -58,7 +59,7 @@ def choose_experts(
     Args:
         mixtures: The mixtures.
         tensors: Parameter values by name.
-        criterion: Scores the indices of one dimension of one weight.
+        importance: Scores the indices of single weights.
         ratio: Share of the experts that goes.
         by_name: Shares by pattern, in place of ``ratio`` for mixtures that match.
         ignore: Patterns of mixtures that stay.
@@ -72,7 +73,7 @@ def choose_experts(
         )
         count = max(1, mixture.chosen, int(mixture.size * (1 - own) + 0.5))
         if count < mixture.size:
-            keep = best_indices(expert_scores(mixture, tensors, criterion), count)
+            keep = best_indices(expert_scores(mixture, tensors, importance), count)
             cuts.append(ExpertCut(mixture, keep.nonzero().flatten()))
     return cuts
 
@@ -97,29 +98,30 @@ def left_mixtures(analysis: Analysis, blocks: Sequence[Block]) -> list[Mixture]:
 
 
 def expert_scores(
-    mixture: Mixture, tensors: Mapping[str, torch.Tensor], criterion: Criterion
+    mixture: Mixture, tensors: Mapping[str, torch.Tensor], importance: AxisImportance
 ) -> torch.Tensor:
     """Return the importance of each expert of a mixture.
 
     Args:
         mixture: The mixture.
         tensors: Parameter values by name.
-        criterion: Scores the indices of one dimension of one weight.
+        importance: Scores the indices of single weights.
     """
     every: list[torch.Tensor] = []
     for name, dim in mixture.tensors.items():
         tensor = tensors.get(name)
         if tensor is not None and tensor.dim() > 1 and tensor.is_floating_point():
-            every.append(criterion(tensor.detach(), dim).double().cpu())
+            every.append(importance.of_weight(name, tensor.detach(), dim).double().cpu())
     for path in mixture.lists:
         places: dict[str, dict[int, float]] = {}
         for place, entry in enumerate(_entries(path, tensors, mixture.size)):
-            for name, tensor in entry.items():
+            for inner, (name, tensor) in entry.items():
                 if tensor.dim() > 1 and tensor.is_floating_point():
-                    places.setdefault(name, {})[place] = float(criterion(tensor.detach(), 0).double().mean())
+                    own = importance.of_weight(name, tensor.detach(), 0)
+                    places.setdefault(inner, {})[place] = float(own.double().mean())
         every += [
-            torch.tensor([own[place] for place in sorted(own)], dtype=torch.float64)
-            for own in places.values()
+            torch.tensor([found[place] for place in sorted(found)], dtype=torch.float64)
+            for found in places.values()
         ]
     total = torch.zeros(mixture.size, dtype=torch.float64)
     for scores in every:
@@ -128,14 +130,16 @@ def expert_scores(
     return total
 
 
-def _entries(path: str, tensors: Mapping[str, torch.Tensor], size: int) -> list[dict[str, torch.Tensor]]:
-    """Tensors of each entry of a list, by their names inside it."""
-    entries: list[dict[str, torch.Tensor]] = [{} for _ in range(size)]
+def _entries(
+    path: str, tensors: Mapping[str, torch.Tensor], size: int
+) -> list[dict[str, tuple[str, torch.Tensor]]]:
+    """Tensors of each entry of a list with their names, by their names inside the entry."""
+    entries: list[dict[str, tuple[str, torch.Tensor]]] = [{} for _ in range(size)]
     for name, tensor in tensors.items():
         key, _, rest = name.removeprefix(path + ".").partition(".")
         number = re.search(r"(\d+)$", key)
         if name.startswith(path + ".") and number is not None and rest and int(number[1]) < size:
-            entries[int(number[1])][rest] = tensor
+            entries[int(number[1])][rest] = (name, tensor)
     return entries
 
 

@@ -13,7 +13,8 @@ from dwindle.config.errors import ConfigError
 from dwindle.graph.analysis import Analysis, analyse_traces
 from dwindle.graph.axes import Axis
 from dwindle.graph.capture import capture
-from dwindle.realize.choose import Criterion
+from dwindle.pruning.axis_importance import AxisImportance, Loss
+from dwindle.pruning.named_importances import Criterion, importance_of
 from dwindle.realize.plan import Plan
 from dwindle.realize.selection import Selection, select
 from dwindle.realize.shrink import ShrinkResult, liven, shrink, zero_removed
@@ -26,7 +27,9 @@ def prune(
     *,
     ratio: float | None = None,
     target: Mapping[str, float] | None = None,
-    importance: str | Criterion = "l1",
+    importance: str | Criterion | AxisImportance = "l1",
+    data: Any = None,
+    loss: Loss = nn.functional.cross_entropy,
     scope: str = "local",
     ratios: Mapping[str, float] | None = None,
     ignore: Sequence[str] = (),
@@ -51,7 +54,11 @@ def prune(
         ratio: Share of the indices of each axis that goes, 0 to 1.
         target: Instead of ``ratio``: ``{"macs": 0.5}``, ``{"params": 0.3}`` or ``{"bytes": 0.3}``, the share of
             the original cost that stays (met within 2 %).
-        importance: ``"l1"``, ``"l2"``, ``"fpgm"``, ``"random"``, or your own ``f(weight, dim) -> scores``.
+        importance: From weights alone ``"l1"``, ``"l2"``, ``"fpgm"``, ``"random"``, ``"group_norm"`` or your own
+            ``f(weight, dim) -> scores``; from the model at work ``"taylor"``, ``"fisher"``, ``"hessian"`` (labels),
+            ``"outputs"``, ``"activation"`` (none). Their classes in :mod:`dwindle.pruning` take options.
+        data: Batches for importances that run the model, as your training loop has them.
+        loss: ``loss(outputs, target)`` for those that need labels.
         scope: ``"local"`` (every axis loses the same share) or ``"global"`` (one ranking for all).
         ratios: Ratios by parameter name or pattern (``"layer4.*"``), in place of ``ratio`` there.
         ignore: Parameter names, module names or patterns whose axes stay.
@@ -59,7 +66,7 @@ def prune(
             ``"embedding"``, ``"feed_forward"``. Only on request: ``"block"`` removes whole residual blocks, ``ratio``
             of each stage, the last one of a stage never unless the ratio is 1; ``"expert"`` removes whole
             experts, at least as many stay as the router chooses for one token.
-        round_to: Sizes become a multiple of this.
+        round_to: Sizes become a multiple of this; of heads the number times their width.
         minimum: At least so many indices of each axis stay.
         largest_ratio: With ``scope="global"``: the most that any axis loses.
         example_kwargs: Keyword inputs.
@@ -81,7 +88,7 @@ def prune(
     wish = Wish(
         ratio=ratio,
         target=target,
-        importance=importance,
+        importance=importance_of(importance),
         scope=scope,
         ratios=dict(ratios or {}),
         ignore=tuple(ignore),
@@ -91,6 +98,8 @@ def prune(
         largest_ratio=largest_ratio,
         exact=exact,
         uniform=uniform,
+        data=data,
+        loss=loss,
     )
     if rewrite and wish.asks_for("block"):
         raise ConfigError("rewrite: blocks are taken out of the user's own module, not of a rewritten graph")

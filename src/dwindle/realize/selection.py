@@ -12,7 +12,15 @@ from torch import nn
 from dwindle.graph.analysis import Analysis, AxisInfo
 from dwindle.graph.axes import Axis
 from dwindle.graph.counts import Counts, CountSolver
-from dwindle.realize.choose import axis_scores, best_indices, counts_for_target, global_counts, local_counts
+from dwindle.graph.rounding import count_steps
+from dwindle.pruning.shared_axes import shared_axes
+from dwindle.realize.choose import (
+    best_indices,
+    counts_for_target,
+    global_counts,
+    local_counts,
+    scores_by_axis,
+)
 from dwindle.realize.choose_blocks import select_blocks
 from dwindle.realize.cost import CostModel
 from dwindle.realize.experts import choose_experts, left_mixtures
@@ -56,7 +64,8 @@ def select(model: nn.Module, analysis: Analysis, wish: Wish) -> Selection:
         wish: How much of what may go.
 
     Raises:
-        ConfigError: The target of the wish cannot be reached.
+        ConfigError: The target of the wish cannot be reached, or the data of its importance do not fit.
+        DwindleError: A loss or a statistic of its importance is not finite.
     """
     infos = [info for info in analysis.selected() if wish.wants(info)]
     uniformity = Uniformity(model, analysis) if wish.uniform else None
@@ -64,6 +73,10 @@ def select(model: nn.Module, analysis: Analysis, wish: Wish) -> Selection:
         able = [info for info in analysis.selected() if wish.wants(info, any_kind=True)]
         infos = uniformity.joined(infos, able)
     tensors = {name: _held(*holders[0]) for name, holders in tensor_slots(model).items()}
+    axes = shared_axes(model, analysis, infos)
+    if wish.importance.needs_data:
+        whole = wish.asks_for("block") or wish.asks_for("expert")
+        wish.importance.measure(model, axes, wish.data, wish.loss, weights=whole)
     blocks = _blocks(model, analysis, wish, tensors, alone=not infos)
     gone = tuple(f"{block.path}." for block in blocks)
     tensors = {name: held for name, held in tensors.items() if not name.startswith(gone)}
@@ -71,11 +84,12 @@ def select(model: nn.Module, analysis: Analysis, wish: Wish) -> Selection:
     if wish.asks_for("expert"):
         mixtures = left_mixtures(analysis, blocks)
         experts = choose_experts(
-            mixtures, tensors, wish.criterion, float(wish.ratio or 0.0), wish.ratios, wish.ignore
+            mixtures, tensors, wish.importance, float(wish.ratio or 0.0), wish.ratios, wish.ignore
         )
         scored = {(mixture.router, mixture.rows) for mixture in mixtures}
         infos = [info for info in infos if not scored.intersection(info.parameter_dims)]
-    indices = _Indices(analysis, wish, infos, tensors, uniformity, [block.path for block in blocks])
+    scores = scores_by_axis(axes, tensors, wish.importance)
+    indices = _Indices(analysis, wish, infos, tensors, scores, uniformity, [block.path for block in blocks])
     return Selection(indices.keep(), blocks, experts, indices.solver)
 
 
@@ -88,7 +102,7 @@ def _blocks(
         model,
         analysis,
         tensors,
-        wish.criterion,
+        wish.importance,
         ratio=wish.ratio,
         target=wish.target,
         ratios=wish.ratios,
@@ -107,16 +121,16 @@ class _Indices:
         wish: Wish,
         infos: Sequence[AxisInfo],
         tensors: dict[str, torch.Tensor],
+        scores: dict[Axis, torch.Tensor],
         uniformity: Uniformity | None,
         removed_blocks: list[str],
     ) -> None:
-        self.analysis, self.wish = analysis, wish
+        self.analysis, self.wish, self.scores = analysis, wish, scores
         self.uniformity, self.removed_blocks = uniformity, removed_blocks
         self.solver = analysis.solver if uniformity is None else uniformity.solver
         # axes of removed blocks follow the others, because sizes may have to agree with theirs
         self.lost = [info for info in infos if not any(name in tensors for name, _ in info.parameter_dims)]
         self.infos = [info for info in infos if info not in self.lost]
-        self.scores = axis_scores(analysis, [*self.infos, *self.lost], tensors, wish.criterion)
 
     def keep(self) -> Keep:
         """Return which indices stay; tried again where the model's config would not describe them."""
@@ -130,13 +144,14 @@ class _Indices:
 
     def _once(self) -> Keep:
         wish = self.wish
+        steps = count_steps(self.analysis, wish.round_to)
         if wish.target is not None and self.infos:
             ((name, share),) = wish.target.items()
             cost = CostModel.of(self.analysis, self.removed_blocks)
             share = min(1.0, float(share) * CostModel.of(self.analysis).cost(name, {}) / cost.cost(name, {}))
-            counts = counts_for_target(self._counts, self.solver, cost, name, share, wish.round_to)
+            counts = counts_for_target(self._counts, self.solver, cost, name, share, steps)
         else:
-            counts = self.solver.solve(self._counts(float(wish.ratio or 0.0)), wish.round_to)
+            counts = self.solver.solve(self._counts(float(wish.ratio or 0.0)), steps)
         kept: dict[Axis, torch.Tensor] = {}
         for info in [*self.infos, *self.lost]:
             if counts[info.axis] < info.size:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from typing import get_args
+from typing import Any, get_args
+
+from torch.nn import functional
 
 from dwindle.config.errors import ConfigError
 from dwindle.config.schema import AxisKind
 from dwindle.graph.analysis import AxisInfo
-from dwindle.pruning.importance import IMPORTANCES
-from dwindle.realize.choose import Criterion, check_name, is_named
+from dwindle.pruning.axis_importance import AxisImportance, Loss
+from dwindle.realize.choose import check_name, is_named
 
 COSTS = ("macs", "params", "bytes")
 SCOPES = ("local", "global")
@@ -27,7 +29,7 @@ class Wish:
 
     ratio: float | None
     target: Mapping[str, float] | None
-    importance: str | Criterion
+    importance: AxisImportance
     scope: str
     ratios: Mapping[str, float]
     ignore: Sequence[str]
@@ -37,6 +39,8 @@ class Wish:
     largest_ratio: float
     exact: bool
     uniform: bool
+    data: Any = None
+    loss: Loss = functional.cross_entropy
 
     def __post_init__(self) -> None:
         self._check_amount()
@@ -51,8 +55,7 @@ class Wish:
         for name, ratio in {"largest_ratio": self.largest_ratio, **self.ratios}.items():
             if not 0 <= ratio <= 1:
                 raise ConfigError(f"{name}: {ratio} is not between 0 and 1")
-        if not callable(self.importance):
-            check_name(self.importance, list(IMPORTANCES), "importance")
+        self._check_data()
 
     def _check_amount(self) -> None:
         if (self.ratio is None) == (self.target is None):
@@ -70,10 +73,17 @@ class Wish:
         if not 0 < float(share) <= 1:
             raise ConfigError(f"target: {name} = {share} is not a share between 0 and 1")
 
-    @property
-    def criterion(self) -> Criterion:
-        """The function that scores indices."""
-        return self.importance if callable(self.importance) else IMPORTANCES[self.importance]
+    def _check_data(self) -> None:
+        name = type(self.importance).__name__
+        if self.importance.needs_data and self.data is None:
+            raise ConfigError(
+                f"importance: {name} runs the model; give data=, batches as your training loop has them"
+            )
+        if self.data is not None and not self.importance.needs_data:
+            raise ConfigError(
+                f"data: {name} looks at weights alone; leave data= out, or choose an importance that uses it, such as "
+                "'taylor', 'fisher', 'outputs' or 'activation'"
+            )
 
     @property
     def preferred_factor(self) -> str:

@@ -1,0 +1,91 @@
+"""One way to run a model over data and leave it exactly as it was."""
+
+from __future__ import annotations
+
+import contextlib
+import itertools
+import math
+from collections.abc import Callable, Iterable, Iterator, Sized
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dwindle.config.errors import ConfigError, DwindleError
+from dwindle.training.batches import logits_of, move_batch, split_batch
+from dwindle.training.inputs import batches_of
+from dwindle.training.progress import tracked
+
+
+@contextlib.contextmanager
+def undisturbed(model: nn.Module, gradients_of: Iterable[nn.Parameter] = ()) -> Iterator[None]:
+    """Evaluation mode without gradients left over; afterwards flags, gradients and what requires them are as before.
+
+    Args:
+        model: The model.
+        gradients_of: Parameters that get gradients inside, frozen ones too.
+    """
+    flags = [(module, module.training) for module in model.modules()]
+    saved = [(own, own.grad, own.requires_grad) for own in model.parameters()]
+    try:
+        model.eval()
+        for parameter, _, _ in saved:
+            parameter.grad = None
+        for parameter in gradients_of:
+            parameter.requires_grad_(True)
+        yield
+    finally:
+        for parameter, gradient, wanted in saved:
+            parameter.grad = gradient
+            parameter.requires_grad_(wanted)
+        for module, training in flags:
+            module.training = training
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Return where the model's parameters are."""
+    return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+
+
+def task_loss(model: nn.Module, batch: Any, loss: Callable[[Any, Any], Tensor], number: int) -> Tensor:
+    """Return the loss of one labelled batch, a 0-d tensor with its graph.
+
+    Args:
+        model: The model.
+        batch: ``(inputs, target)``, or a mapping with ``labels``.
+        loss: ``loss(outputs, target)``.
+        number: Which batch it is, for messages.
+
+    Raises:
+        ConfigError: The batch has no target.
+        DwindleError: The loss is not finite.
+    """
+    args, kwargs, target = split_batch(move_batch(batch, device_of(model)))
+    value = loss(logits_of(model(*args, **kwargs)), target)
+    if not math.isfinite(float(value.detach())):
+        raise DwindleError(f"the loss of batch {number} is {float(value.detach())}")
+    return value
+
+
+def batches_for(data: Any, batches: int | None, description: str) -> Iterator[Any]:
+    """Yield batches, with a bar on a terminal.
+
+    Args:
+        data: Batches, or one tensor, which is one batch.
+        batches: How many are wanted; None takes all.
+        description: What is done with them.
+
+    Raises:
+        ConfigError: The data end before, or hold nothing.
+    """
+    source = batches_of(data)
+    known = len(source) if isinstance(source, Sized) else None
+    total = known if batches is None else batches if known is None else min(known, batches)
+    seen = 0
+    for batch in tracked(itertools.islice(source, batches), description, total=total):
+        seen += 1
+        yield batch
+    if seen < (batches or 1):
+        raise ConfigError(
+            f"data ended after {seen} of {batches or 'its'} batches; an iterator can be used only once"
+        )
