@@ -88,7 +88,9 @@ def synaptic_flow(model: nn.Module, args: Any, kwargs: Mapping[str, Any]) -> dic
         flow = torch.stack(flowing).sum()
         gradients = torch.autograd.grad(flow, list(parameters.values()), allow_unused=True)
     if not bool(torch.isfinite(flow)):
-        raise DwindleError(f"SynFlow: the flow through the model is {float(flow)}; are its weights finite?")
+        raise DwindleError(
+            f"SynFlow: the flow through the model is {float(flow.detach())}; are its weights finite?"
+        )
     return {
         name: torch.zeros_like(own) if gradient is None else (own * gradient).detach().abs()
         for (name, own), gradient in zip(parameters.items(), gradients, strict=True)

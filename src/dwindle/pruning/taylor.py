@@ -67,7 +67,8 @@ class Gates:
         """
         axis %= value.dim()
         shape = [size if dim in (0, axis) else 1 for dim, size in enumerate(value.shape)]
-        gate = torch.ones(shape, device=value.device, requires_grad=True)
+        wide = torch.promote_types(value.dtype, torch.float32)
+        gate = torch.ones(shape, dtype=wide, device=value.device, requires_grad=True)
         places = value.numel() / math.prod(shape) if self.averaged else 1.0
 
         def keep(gradient: Tensor) -> None:
@@ -214,6 +215,8 @@ class TaylorPruner(ObservingPruner):
                     here = index >= 0
                     narrow = torch.zeros(own.shape[0], size, dtype=own.dtype, device=own.device)
                     own = narrow.index_add_(1, index[here], own[:, here])
+                    if self.on == "outputs":  # places that are flattened into the channels
+                        own = own / torch.bincount(index[here], minlength=size).clamp(min=1)
                 found.append(own)
         if not found:
             return None
