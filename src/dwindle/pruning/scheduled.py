@@ -11,6 +11,7 @@ from dwindle.config.errors import ConfigError
 from dwindle.pruning.base import Pruner
 from dwindle.pruning.observation import ObservingPruner
 from dwindle.pruning.report import PruningReport
+from dwindle.pruning.trained import TrainingPruner
 from dwindle.training.schedule import CubicSchedule, LinearSchedule, Schedule
 
 
@@ -48,7 +49,7 @@ class ScheduledPruner:
             raise ConfigError(f"interval must be a positive number of steps, got {interval!r}")
         if values not in ("progress", "ratio"):
             raise ConfigError(f"values must be 'progress' or 'ratio', got {values!r}")
-        if getattr(pruner, "training_steps", None) is not None:
+        if getattr(pruner, "training_steps", None) is not None and not _waits(pruner):
             raise ConfigError("training_steps and a schedule both say when the masks come; give one of them")
         self.pruner, self.schedule, self.interval = pruner, schedule, interval
         self.steps = 0
@@ -95,6 +96,8 @@ class ScheduledPruner:
         """The optimizer has made one step; where the schedule says so, the masks are renewed."""
         self.pruner.step()
         self.steps += 1
+        if isinstance(self.pruner, TrainingPruner) and self.pruner.finished:
+            self.progress = 1.0
         if self.finished or self.steps % self.interval:
             return
         progress = self._now()
@@ -117,6 +120,8 @@ class ScheduledPruner:
     def _stop(self) -> None:
         if isinstance(self.pruner, ObservingPruner):
             self.pruner.stop_watching()
+        elif isinstance(self.pruner, TrainingPruner) and self.pruner._compressed:
+            self.pruner.finish()
 
     def loss(self) -> Tensor | float:
         """What the pruner adds to the loss."""
@@ -201,6 +206,11 @@ def _steps(interval_steps: int, total_times: int) -> int:
         if isinstance(number, bool) or not isinstance(number, int) or number < 1:
             raise ConfigError(f"{name} must be a positive number, got {number!r}")
     return interval_steps * total_times
+
+
+def _waits(pruner: Pruner) -> bool:
+    """Return whether a pruner that trains leaves its masks alone until it is finished (gates do, scores do not)."""
+    return isinstance(pruner, TrainingPruner) and type(pruner).advance is TrainingPruner.advance
 
 
 def _largest_goal(pruner: Pruner) -> float:

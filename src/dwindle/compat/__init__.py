@@ -1,0 +1,1 @@
+"""Names of other tools, on dwindle: :mod:`dwindle.compat.nni`."""
