@@ -7,6 +7,7 @@ from dwindle.pruning.at_initialization import SNIPPruner, SynFlowPruner
 from dwindle.pruning.axis_importance import AxisImportance, GroupNorm, WeightImportance
 from dwindle.pruning.base import Pruner
 from dwindle.pruning.geometric_median import FPGMPruner
+from dwindle.pruning.group_sparsity import GroupSparsity
 from dwindle.pruning.heads import TransformerHeadPruner
 from dwindle.pruning.importance import IMPORTANCES
 from dwindle.pruning.l0 import L0Pruner
@@ -43,6 +44,7 @@ __all__ = [
     "FPGMPruner",
     "Fisher",
     "GroupNorm",
+    "GroupSparsity",
     "HRankPruner",
     "Hessian",
     "L0Pruner",
