@@ -52,8 +52,8 @@ class Problem:
         evaluate: Gives the score of a small model, higher is better; called in evaluation mode, without gradients.
         budget: ``{"macs": 0.5}``, ``{"params": 0.3}``, ``{"bytes": 0.3}``, ``{"latency": 0.5}`` (in torch) or
             ``{"latency:onnxruntime": 0.5}``: the share of the model's cost that may stay.
-        fine_tune: Trains a small model for a short time before it is scored; called in training mode. None
-            scores models as they are cut.
+        fine_tune: Trains a small model for a short time before it is scored; called in training mode, and not for
+            the whole model. None scores models as they are cut.
         importance: Which indices of an axis go first: a name, or ``f(weight, dim) -> scores``.
         example_kwargs: Keyword inputs.
         axes: Kinds of axes that may shrink; None means all that shrink by default.
@@ -265,7 +265,7 @@ class Problem:
         return model
 
     def _tune(self, model: nn.Module, counts: Counts) -> None:
-        if self.fine_tune is not None:
+        if self.fine_tune is not None and counts != self.space.full():
             with self.seeded(key_of(self.space.named(counts), self.base)):
                 model.train()
                 self.fine_tune(model)
