@@ -13,26 +13,38 @@ from dwindle.realize.depth import PassThrough
 from dwindle.realize.from_masks import realize
 from dwindle.realize.plan import Plan
 from dwindle.realize.prune import prune
+from dwindle.realize.repair import repair
+from dwindle.realize.repairing.report import LayerRepair, RepairReport
 from dwindle.realize.rewrite import RewrittenModel
 from dwindle.realize.rounds import Round, RoundsResult, lottery_ticket, prune_in_rounds
 from dwindle.realize.shrink import ShrinkResult
+from dwindle.realize.sparse_layers import SparseResult, densified, replay_sparse, sparsify
+from dwindle.realize.sparse_linear import SparseLinear
 from dwindle.realize.surgery import apply_plan
 from dwindle.realize.verify import Verification
 from dwindle.training import register_realizer
 
 __all__ = [
+    "LayerRepair",
     "PassThrough",
     "Plan",
+    "RepairReport",
     "RewrittenModel",
     "Round",
     "RoundsResult",
     "ShrinkResult",
+    "SparseLinear",
+    "SparseResult",
     "Verification",
     "apply_plan",
+    "densified",
     "lottery_ticket",
     "prune",
     "prune_in_rounds",
     "realize",
+    "repair",
+    "replay_sparse",
+    "sparsify",
 ]
 
 
