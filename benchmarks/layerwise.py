@@ -19,7 +19,7 @@ import os
 import platform
 import time
 import warnings
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -65,9 +65,9 @@ def perplexity(model: nn.Module, windows: Tensor) -> float:
     """Return exp of the mean cross entropy of each next token."""
     total, count = 0.0, 0
     with torch.no_grad():
-        for window in windows.split(2):
-            logits = model(input_ids=window, use_cache=False).logits[:, :-1].flatten(0, 1)
-            total += float(functional.cross_entropy(logits, window[:, 1:].flatten(), reduction="sum"))
+        for window in windows.split(8):
+            logits = model(input_ids=window).logits[:, :-1].flatten(0, 1)
+            total += float(functional.cross_entropy(logits.float(), window[:, 1:].flatten(), reduction="sum"))
             count += window[:, 1:].numel()
     return math.exp(total / count)
 
@@ -78,9 +78,10 @@ def smollm2(
     """The language model, calibration batches, and how it is judged."""
     calibration, held_out, length = sizes
     model, tokenizer = zoo.smollm2()
+    model.config.use_cache = False
     reviews = [text for text, _ in zoo.movie_reviews()]
     windows = zoo.token_windows(tokenizer, reviews[:5000], calibration, length)
-    data = [{"input_ids": part, "use_cache": False} for part in windows.split(4)]
+    data = [{"input_ids": part} for part in windows.split(8)]
     texts = {
         "reviews": zoo.token_windows(tokenizer, reviews[20_000:], held_out, length),
         "documentation": zoo.token_windows(
@@ -113,22 +114,29 @@ def minilm(
     return model, data, lambda own: {"cosine": float((embeddings(own, test) * original).sum(-1).mean())}
 
 
-MODELS = {"smollm2": (smollm2, (48, 24, 256)), "minilm": (minilm, (256, 256, 128))}
+MODELS = {"smollm2": (smollm2, (32, 16, 256)), "minilm": (minilm, (256, 256, 128))}
 
 
-def run(name: str, sizes: tuple[int, int, int]) -> dict[str, Any]:
-    """Judge the original and each method at each goal."""
-    make, _ = MODELS[name]
-    model, data, judge = make(sizes)
-    rows: list[dict[str, Any]] = [{"method": "original", "goal": "", **judge(model)}]
-    print(rows[-1], flush=True)
-    for goal, config in GOALS.items():
-        for method in METHODS:
+def run(name: str, sizes: tuple[int, int, int], done: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:
+    """Judge the original and each method at each goal; yield the rows each time there is one more.
+
+    Args:
+        name: The model.
+        sizes: Windows for calibration, windows to judge on, and tokens of a window.
+        done: Rows of an earlier run that was stopped.
+    """
+    rows = list(done)
+    known = {(row["method"], row["goal"]) for row in rows}
+    wanted = [("original", ""), *((method, goal) for goal in GOALS for method in METHODS)]
+    if not known.issuperset(wanted):
+        model, data, judge = MODELS[name][0](sizes)
+    for method, goal in wanted:
+        if (method, goal) not in known:
             own = copy.deepcopy(model)
-            rows.append({"method": method, "goal": goal, **prune(own, method, config, data), **judge(own)})
+            pruned = prune(own, method, GOALS[goal], data) if goal else {}
+            rows.append({"method": method, "goal": goal, **pruned, **judge(own)})
             print(rows[-1], flush=True)
-    windows = {"calibration": sizes[0], "held_out": sizes[1], "tokens": sizes[2]}
-    return {"windows": windows, "rows": rows}
+        yield rows
 
 
 def main() -> None:
@@ -138,18 +146,34 @@ def main() -> None:
     parser.add_argument("--model", choices=sorted(MODELS), action="append", help="default: all")
     parser.add_argument("--windows", type=int, nargs=3, metavar=("CALIBRATION", "HELD_OUT", "TOKENS"))
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "layerwise.json")
+    parser.add_argument(
+        "--bfloat16", action="store_true", help="run the models in bfloat16 (fast where AMX is)"
+    )
+    parser.add_argument("--anew", action="store_true", help="do not go on with a run that was stopped")
     options = parser.parse_args()
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
+    with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
+        judge_all(options)
+
+
+def judge_all(options: argparse.Namespace) -> None:
+    """Judge the models and write what is known after each row."""
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
     for name in options.model or sorted(MODELS):
-        results[name] = run(name, tuple(options.windows or MODELS[name][1]))
-        results[name]["machine"] = {
+        sizes = tuple(options.windows or MODELS[name][1])
+        setting = {
+            "windows": {"calibration": sizes[0], "held_out": sizes[1], "tokens": sizes[2]},
+            "precision": "bfloat16 autocast" if options.bfloat16 else "float32",
             "torch": torch.__version__,
             "threads": torch.get_num_threads(),
             "processor": platform.machine(),
         }
-        options.output.write_text(json.dumps(results, indent=1) + "\n")
+        old = results.get(name, {})
+        same = {key: old.get(key) for key in setting} == setting
+        for rows in run(name, sizes, old["rows"] if same and not options.anew else []):
+            results[name] = {**setting, "rows": rows}
+            options.output.write_text(json.dumps(results, indent=1) + "\n")
 
 
 if __name__ == "__main__":

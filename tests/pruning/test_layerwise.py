@@ -339,6 +339,18 @@ def test_a_layer_called_twice_has_the_inputs_of_both_calls() -> None:
     assert np.allclose(model.layer.weight.detach().numpy(), expected, atol=1e-9)
 
 
+def test_half_precision_does_not_reach_the_mathematics() -> None:
+    """Under autocast the model runs in bfloat16; the layer's problem is solved in full precision all the same."""
+    torch.manual_seed(0)
+    layer, x = nn.Linear(12, 6), torch.randn(64, 12).bfloat16().float()
+    config = [{"op_names": ["0"], "sparse_ratio": 0.5}]
+    plain, cast = nn.Sequential(copy.deepcopy(layer)), nn.Sequential(layer)
+    SparseGPTPruner(plain, config, data=x).compress()
+    with torch.autocast("cpu", torch.bfloat16):
+        SparseGPTPruner(cast, config, data=x).compress()
+    assert torch.equal(cast[0].weight, plain[0].weight)
+
+
 def lost(model: nn.Module, pruned: nn.Module, data: list[Tensor]) -> float:
     x = torch.cat(data)
     with torch.no_grad():

@@ -68,11 +68,16 @@ def _quantize(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
     return importlib.import_module("dwindle.quantization").replay(model, entry)
 
 
+def _sparsify(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
+    return importlib.import_module("dwindle.realize").replay_sparse(model, entry)
+
+
 def _unchanged(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
     return model
 
 
 register_replay("shrink", _shrink)
 register_replay("quantize", _quantize)
+register_replay("sparsify", _sparsify)
 for _kind in ("train", "finetune", "distill", "note"):  # these change numbers only
     register_replay(_kind, _unchanged)

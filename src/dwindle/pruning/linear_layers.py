@@ -112,10 +112,11 @@ def sums_of_products(module: nn.Module, value: Tensor) -> tuple[Tensor, int]:
     """
     total: Tensor | None = None
     samples = 0
-    for piece in columns(module, value):
-        product = piece.transpose(1, 2) @ piece
-        total = product if total is None else total.add_(product)
-        samples += piece.shape[1]
+    with torch.autocast(value.device.type, enabled=False):  # the products would be rounded to half precision
+        for piece in columns(module, value):
+            product = piece.transpose(1, 2) @ piece
+            total = product if total is None else total.add_(product)
+            samples += piece.shape[1]
     if total is None:
         raise ValueError("a call without any sample")  # split() always gives one piece
     return total, samples

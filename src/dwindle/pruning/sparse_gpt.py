@@ -157,8 +157,9 @@ class SparseGPTPruner(ObservingPruner):
                 self.observe()
                 self.statistics.reduce(self._device)
                 self._check_finite()
-                for target in group:
-                    self._prune(target, progress, before)
+                with torch.autocast(self._device.type, enabled=False):
+                    for target in group:
+                        self._prune(target, progress, before)
             Pruner._mask(self, progress)
         except BaseException:
             for target, weight in before.items():
