@@ -17,10 +17,13 @@ import torch
 from torch import Tensor
 
 #: Tried from the strongest regularization to the weakest, until the held-out error grows.
-STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.003, 0.001, 0.0003, 0.0001)
+STRENGTHS = (100.0, 30.0, 10.0, 3.0, 1.0, 0.3, 0.1, 0.03, 0.01, 0.001, 0.0001)
 
 #: Share of the mean that every feature's second moment has at least, so that dead features stay where they are.
 _FLOOR = 1e-3
+
+#: A layer that lacks no larger share of its outputs' variance has nothing to repair.
+_NOTHING = 1e-9
 
 #: Outputs of a masked layer on which the strength is chosen.
 _MOST_TRIED_ROWS = 32
@@ -54,11 +57,11 @@ class Moments:
             target: What the outputs should be, of the same shape.
         """
         turned = features.transpose(1, 2)
-        centred = target.double() - target.double().mean(1, keepdim=True)
+        centred = target - target.mean(1, keepdim=True)
         return cls(
             (turned @ features).double(),
             (turned @ residual).double(),
-            residual.double().square().sum(1),
+            residual.square().sum(1).double(),
             float(centred.square().sum()),
             features.shape[1],
         )
@@ -165,22 +168,20 @@ def fit(
         train: Moments of the samples that corrections are fitted to.
         held_out: Moments of the samples they are judged on.
         support: See :func:`ridge`. The strength is then chosen on at most 32 of the outputs.
-        strengths: Tried in this order, until the error grew twice.
+        strengths: Tried in this order, until the error grows.
         solve: Solves one problem.
     """
-    before = float(squared_error(held_out, torch.zeros_like(train.cross)).sum())
+    before = float(held_out.square.sum()) / held_out.count
+    if before <= _NOTHING * held_out.target / held_out.count:
+        return Fit(None, None, before, before)
     some_train, some_held, some_support = _some_outputs(train, held_out, support)
-    best, found, worse = float("inf"), None, 0
-    chosen: Tensor | None = None
+    best, found, chosen = float(some_held.square.sum()) / some_held.count, None, None
     for strength in strengths:
         correction = solve(some_train, strength, some_support)
         error = float(squared_error(some_held, correction).sum())
-        if error < best:
-            best, found, chosen, worse = error, strength, correction, 0
-        else:
-            worse += 1
-            if worse == 2:
-                break
+        if not error < best:
+            break
+        best, found, chosen = error, strength, correction
     if found is None or chosen is None:
         return Fit(None, None, before, before)
     if some_train is not train:
