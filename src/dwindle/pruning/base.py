@@ -210,7 +210,8 @@ class Pruner:
             if planned is not None and planned.setting.goal is not None:
                 alone = planned.setting.global_group_id is None
                 requested = planned.setting.goal * progress if alone else None
-            share = float((mask == 0).sum()) / max(mask.numel(), 1)
+            gone = mask.numel() - int(torch.count_nonzero(mask))
+            share = gone / max(mask.numel(), 1)
             follows = None if planned is not None else followed.get(target)
             rows.append(SparsityRow(str(target), requested, share, units.get(target, mask.numel()), follows))
         return PruningReport(tuple(rows), tuple(notes))

@@ -47,7 +47,7 @@ def kept_share(scores: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
     kept = []
     for score, size in zip(scores, sizes, strict=True):
         soft = torch.sigmoid(score)
-        count = (score > 0).sum().double()  # exact for any number of weights
+        count = torch.count_nonzero(score > 0).double()  # exact for any number of weights
         kept.append(size * (count + (soft - soft.detach()).sum()))
     total = sum(score.numel() * size for score, size in zip(scores, sizes, strict=True))
     return (torch.stack(kept).sum() / total).to(scores[0].dtype)

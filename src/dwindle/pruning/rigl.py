@@ -248,7 +248,7 @@ class RigLPruner(TrainingPruner):
             if weight is None or not bool(torch.isfinite(weight).all()):
                 raise DwindleError(f"{target}: the weights are not finite")
             active = before[target] = self.active(target)
-            count = min(int(share * int(active.sum())), int((~active).sum()))
+            count = min(int(share * int(torch.count_nonzero(active))), int(torch.count_nonzero(~active)))
             magnitude = block_norm(weight.detach(), planned.granularity, 1)
             grown = self._behind(target, planned.granularity.reduce(gradient.abs(), "sum"))
             self._next[target] = regrown(magnitude, grown, active, count)

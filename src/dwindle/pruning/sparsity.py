@@ -75,7 +75,7 @@ def smallest(values: Tensor, count: int) -> Tensor:
         return torch.ones_like(values, dtype=torch.bool)
     border = _order_statistic(flat, count)
     chosen = flat < border
-    missing = count - int(chosen.sum())
+    missing = count - int(torch.count_nonzero(chosen))
     ties = (flat == border).nonzero().reshape(-1)
     chosen[ties[:missing]] = True
     return chosen.reshape(values.shape)
@@ -93,7 +93,7 @@ def _order_statistic(flat: Tensor, count: int) -> Tensor:
         place, slack = count * _SAMPLE // flat.numel(), 4 * math.isqrt(_SAMPLE)
         low = sample[max(place - slack, 0)]
         high = sample[min(place + slack, _SAMPLE - 1)]
-        below = int((flat < low).sum())
+        below = int(torch.count_nonzero(flat < low))
         inside = flat[(flat >= low) & (flat <= high)]
         if below < count <= below + inside.numel():
             return _order_statistic_of_all(inside, count - below)
@@ -160,7 +160,7 @@ def choose(sets: Sequence[RankedUnits]) -> list[Tensor]:
 def _by_threshold(units: RankedUnits) -> Tensor:
     low, high = units.bounds()
     gone = units.metric < (units.threshold or 0.0)
-    count = int(gone.sum())
+    count = int(torch.count_nonzero(gone))
     return ~gone if low <= count <= high else ~smallest(units.metric, min(max(count, low), high))
 
 
@@ -196,7 +196,7 @@ def _by_group(group: int | str, sets: list[RankedUnits]) -> list[Tensor]:
     goal = int(sum(units.count * units.elements for units in sets) * ratio)
     limits = [_limits(units, ratio) for units in sets]
     unbounded = _ranked(sets, [None] * len(sets), goal)
-    counts = [int(gone.sum()) for gone in unbounded]
+    counts = [int(torch.count_nonzero(gone)) for gone in unbounded]
     if all(low <= count <= high for count, (low, high) in zip(counts, limits, strict=True)):
         return [~gone.reshape(units.metric.shape) for gone, units in zip(unbounded, sets, strict=True)]
     forced, free = [], []
@@ -206,13 +206,17 @@ def _by_group(group: int | str, sets: list[RankedUnits]) -> list[Tensor]:
         stays = smallest(-metric, units.count - high)
         forced.append(gone)
         free.append(~(gone | stays))
-    rest = goal - sum(int(gone.sum()) * units.elements for gone, units in zip(forced, sets, strict=True))
+    rest = goal - sum(
+        int(torch.count_nonzero(gone)) * units.elements for gone, units in zip(forced, sets, strict=True)
+    )
     chosen = _ranked(sets, free, rest)
     kept = [
         ~(gone | also).reshape(units.metric.shape)
         for units, gone, also in zip(sets, forced, chosen, strict=True)
     ]
-    removed = sum(int((~keep).sum()) * units.elements for keep, units in zip(kept, sets, strict=True))
+    removed = sum(
+        int(torch.count_nonzero(~keep)) * units.elements for keep, units in zip(kept, sets, strict=True)
+    )
     largest = max(units.elements for units in sets)
     if abs(goal - removed) >= largest:
         warnings.warn(
@@ -247,7 +251,7 @@ def _ranked(sets: list[RankedUnits], free: Sequence[Tensor | None], rest: int) -
         )
         order = pooled.cpu().argsort(stable=True)
         gone = torch.zeros(pooled.numel(), dtype=torch.bool)
-        gone[order[: int((weights[order].cumsum(0) <= rest).sum())]] = True
+        gone[order[: int(torch.count_nonzero(weights[order].cumsum(0) <= rest))]] = True
         gone = gone.to(pooled.device)
     result = []
     for units, own, chosen in zip(sets, free, gone.split([pool.numel() for pool in pools]), strict=True):
