@@ -147,4 +147,5 @@ class Coupling:
     def _parameter(self, path: str) -> tuple[nn.Parameter | None, nn.Module | None]:
         module_name, _, name = path.rpartition(".")
         module = self.modules.get(module_name)
-        return (module._parameters.get(name) if module is not None else None), module
+        held = dict(module._parameters.items()) if module is not None else {}  # of a scripted module it is no dict
+        return held.get(name), module
