@@ -215,7 +215,7 @@ def selected(
         coupling: Corrects the counts of axes whose sizes must agree with others.
     """
     kept = choose([unit_set.units for unit_set in sets])
-    multiples = {}
+    multiples, may_vanish = {}, set()
     for position, unit_set in enumerate(sets):
         settings = [goals[target].setting for target in unit_set.members]
         multiple = math.lcm(*(setting.round_to for setting in settings))
@@ -225,12 +225,15 @@ def selected(
         kept[position] = _at_least(kept[position], unit_set.units.metric, least, multiple)
         if unit_set.axis is not None:
             multiples[unit_set.axis.axis] = multiple
+            if all(setting.max_sparse_ratio == 1 for setting in settings):  # asked for in so many words
+                may_vanish.add(unit_set.axis.axis)
     axes = []
     if coupling is not None:
         wanted = {
             s.axis.axis: int(own.sum()) for s, own in zip(sets, kept, strict=True) if s.axis is not None
         }
         solved = coupling.solved(wanted, multiples)
+        solved |= {axis: 0 for axis in may_vanish if wanted[axis] == 0}
         for position, unit_set in enumerate(sets):
             if unit_set.axis is None:
                 continue

@@ -162,7 +162,11 @@ class TransformerHeadPruner(ObservingPruner):
             if setting.axes is not None and "heads" not in setting.axes:
                 raise ConfigError(f"{target}: TransformerHeadPruner prunes heads, but axes is {setting.axes}")
             changes: dict[str, Any] = {"axes": ("heads",)}
-            if not self.allow_empty:
+            if self.allow_empty:
+                changes["max_sparse_ratio"] = (
+                    setting.max_sparse_ratio or 1.0
+                )  # a global ranking keeps one otherwise
+            else:
                 changes["minimum"] = max(setting.minimum, 1)
             if self.scope == "global" and setting.global_group_id is None:
                 changes["global_group_id"] = "heads"
