@@ -14,7 +14,7 @@ from torch import nn
 from dwindle.search import NetAdapt, Problem, SimulatedAnnealing, run_search
 from search.models import images, nearness, tiny
 
-ALGORITHMS = {"annealing": SimulatedAnnealing(stop_temperature=6), "netadapt": NetAdapt(step=0.15)}
+ALGORITHMS = {"annealing": SimulatedAnnealing(stop_temperature=4), "netadapt": NetAdapt(step=0.15)}
 
 
 def shake(small: nn.Module) -> None:
@@ -64,7 +64,7 @@ def test_killed_searches_end_as_unbroken_ones(tmp_path: Path, which: str) -> Non
     unbroken.mkdir()
     broken.mkdir()
     assert run(unbroken, which) == 0
-    kills = [run(broken, which, until) for until in (2, 6, 9)]
+    kills = [run(broken, which, until) for until in (2, 3, 5)]
     assert kills == [-9, -9, -9]
     assert not (broken / "result.json").exists()
     assert run(broken, which) == 0

@@ -7,6 +7,7 @@ made so that its trials can be sent to other processes: a proposal is a list of 
 from dwindle.search.affine_ranking import LeGR
 from dwindle.search.amc import AMC
 from dwindle.search.annealing import SimulatedAnnealing
+from dwindle.search.auto_compress import AutoCompress
 from dwindle.search.ddpg import AgentOptions
 from dwindle.search.netadapt import NetAdapt
 from dwindle.search.problem import Problem
@@ -21,6 +22,7 @@ __all__ = [
     "AMC",
     "AgentOptions",
     "Algorithm",
+    "AutoCompress",
     "LeGR",
     "NetAdapt",
     "Outcome",

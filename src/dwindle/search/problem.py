@@ -267,8 +267,11 @@ class Problem:
     def _tune(self, model: nn.Module, counts: Counts) -> None:
         if self.fine_tune is not None and counts != self.space.full():
             with self.seeded(key_of(self.space.named(counts), self.base)):
+                modes = [(module, module.training) for module in model.modules()]
                 model.train()
                 self.fine_tune(model)
+                for module, mode in modes:
+                    module.training = mode
 
     def assess(self, counts: Counts) -> Trial:
         """Carry out one trial.
@@ -316,21 +319,25 @@ class Problem:
 
     # rounds
 
-    def of_round(self, model: nn.Module, base: str, limit: float | None = None) -> Problem:
+    def of_round(self, model: nn.Module, base: str) -> Problem:
         """Return the same problem for the model of a finished round.
 
         Args:
             model: The smaller model.
             base: Names the result that it is.
-            limit: The cost that may stay; None for that of this problem.
         """
-        twin: Problem = Problem.__new__(Problem)
-        vars(twin).update(vars(self))
+        twin = self.limited(self.limit)
         twin.model, twin.base = model, base
-        twin.limit = self.limit if limit is None else limit
         floors = self._bounds.get("floors") or {own.name: own.least for own in self.space.variables}
         twin._bounds = {**self._bounds, "floors": floors}
         twin._look(model)
+        return twin
+
+    def limited(self, limit: float) -> Problem:
+        """Return the same problem with another limit, in the unit of the cost."""
+        twin: Problem = Problem.__new__(Problem)
+        vars(twin).update(vars(self))
+        twin.limit = limit
         return twin
 
     def meets(self, trial: Trial, tolerance: float = 0.0) -> bool:

@@ -26,6 +26,7 @@ class SearchResult:
         baseline: The trial of the whole model.
         trials: Every trial that the algorithm asked for, in order.
         best: The one it chose.
+        in_rounds: Whether the model was trained between the rounds of the search.
     """
 
     def __init__(
@@ -43,6 +44,7 @@ class SearchResult:
         self.baseline = baseline
         self.trials = list(trials)
         self.best = best
+        self.in_rounds = model is not None
         self._model = model
         self._proofs = list(proofs)
 
@@ -79,7 +81,7 @@ class SearchResult:
             ConfigError: The search went in rounds, with training between: its small model is :attr:`model`.
             RealizeError: The small model was not proven equal; the model is left as it was.
         """
-        if self.best.base:
+        if self.in_rounds:
             raise ConfigError("this search trained between its rounds: its small model is result.model")
         if optimizer is not None and not in_place:
             raise ConfigError("optimizer goes on with the model that is cut: give in_place=True")
