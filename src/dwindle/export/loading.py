@@ -55,7 +55,7 @@ def load(
     if STATE not in manifest["files"]:
         raise FileFormatError(f"{directory / MANIFEST} names neither {STATE} nor {PROGRAM}")
     fresh = replay(_make(model, manifest, trust_source), manifest["history"])
-    state: dict[str, Any] = dict(read_state(directory / STATE, manifest["aliases"]))
+    state: dict[str, Any] = dict(read_state(directory / STATE, manifest["aliases"], manifest.get("packed")))
     _check_fit(fresh, state, manifest)
     _match_dtypes(fresh, state)
     fresh.load_state_dict({**state, **manifest["extra_state"]}, strict=True)

@@ -12,7 +12,9 @@ from typing import Any
 from dwindle.config.errors import FileFormatError
 
 FORMAT = "dwindle-model"
-FORMAT_VERSION = 1
+FORMAT_VERSION = 2
+"""The newest version; 1 knew no tensors that are stored without their zeros, and is written where there are none."""
+
 MANIFEST = "manifest.json"
 STATE = "model.safetensors"
 PROGRAM = "program.pt2"
@@ -32,7 +34,8 @@ def write_manifest(directory: Path, content: dict[str, Any], files: list[str]) -
         content: What the manifest says beside the format, its version and the checksums; JSON values.
         files: Names of the other files.
     """
-    manifest = {"format": FORMAT, "format_version": FORMAT_VERSION, **content}
+    version = FORMAT_VERSION if content.get("packed") else 1
+    manifest = {"format": FORMAT, "format_version": version, **content}
     manifest["files"] = {
         name: {"bytes": (directory / name).stat().st_size, "sha256": file_checksum(directory / name)}
         for name in files

@@ -35,6 +35,7 @@ def save(
     as_program: bool | None = None,
     metadata: Mapping[str, Any] | None = None,
     overwrite: bool = False,
+    without_zeros: bool = True,
 ) -> Path:
     """Save a model so that :func:`dwindle.load` gives it back with bit-identical outputs.
 
@@ -58,6 +59,9 @@ def save(
         as_program: Store a program (True) or numbers (False); None decides by the model.
         metadata: Anything of yours to keep in the manifest (JSON values).
         overwrite: Replace a directory that dwindle wrote.
+        without_zeros: Store tensors that hold many zeros without them (half zeros: half the file). What comes back
+            is equal; only the sign of negative zeros is lost. With False the file is a plain ``.safetensors`` of
+            the state dict. A program is stored as it is.
 
     Returns:
         The directory.
@@ -81,7 +85,10 @@ def save(
         if program:
             _write_program(model, draft, content, example_inputs, example_kwargs)
         else:
-            content["aliases"], content["extra_state"] = write_state(model, draft / STATE)
+            written = write_state(model, draft / STATE, without_zeros=without_zeros)
+            content["aliases"], content["extra_state"] = written.aliases, written.extra_state
+            if written.packed:
+                content["packed"] = written.packed
         write_manifest(draft, content, [PROGRAM if program else STATE])
         replace_directory(draft, target)
     return target

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor, nn
 
 from dwindle.config.errors import ExportError, FileFormatError
+from dwindle.export.sparse_tensors import pack, unpack
 
 
 def split_state(model: nn.Module) -> tuple[dict[str, Tensor], dict[str, str], dict[str, Any]]:
@@ -70,19 +72,39 @@ def _without_overlap(tensors: dict[str, Tensor]) -> dict[str, Tensor]:
     return result
 
 
-def write_state(model: nn.Module, path: Path) -> tuple[dict[str, str], dict[str, Any]]:
+@dataclass(frozen=True)
+class StateFile:
+    """What reading a written state dict needs beside the file itself; all of it JSON values.
+
+    Attributes:
+        aliases: Name left out → name stored, of tensors that are one and the same.
+        extra_state: State that is no tensor.
+        packed: Tensors that are stored without their zeros.
+    """
+
+    aliases: dict[str, str]
+    extra_state: dict[str, Any]
+    packed: dict[str, Any]
+
+
+def write_state(model: nn.Module, path: Path, *, without_zeros: bool = False) -> StateFile:
     """Write a model's state dict to ``path``.
 
-    Returns:
-        Aliases and extra state (see :func:`split_state`).
+    Args:
+        model: The model.
+        path: The file.
+        without_zeros: Leave the zeros of tensors out that hold many.
     """
     tensors, aliases, extra = split_state(model)
+    tensors, packed = pack(tensors) if without_zeros else (tensors, {})
     save_file(tensors, str(path), metadata={"format": "pt"})
-    return aliases, extra
+    return StateFile(aliases, extra, packed)
 
 
-def read_state(path: Path, aliases: Mapping[str, str]) -> dict[str, Tensor]:
-    """Read a state dict that :func:`write_state` wrote, with the aliases filled in.
+def read_state(
+    path: Path, aliases: Mapping[str, str], packed: Mapping[str, Any] | None = None
+) -> dict[str, Tensor]:
+    """Read a state dict that :func:`write_state` wrote, with zeros and aliases filled in.
 
     Raises:
         FileFormatError: The file is no whole ``.safetensors`` file, or lacks a tensor.
@@ -91,6 +113,7 @@ def read_state(path: Path, aliases: Mapping[str, str]) -> dict[str, Tensor]:
         tensors = load_file(str(path))
     except (SafetensorError, OSError, ValueError) as error:
         raise FileFormatError(f"{path} is not a whole .safetensors file: {error}") from error
+    tensors = unpack(tensors, packed or {}, str(path))
     for name, stored in aliases.items():
         if stored not in tensors:
             raise FileFormatError(f"{path} lacks the tensor {stored!r}, which {name!r} shares")
