@@ -75,7 +75,22 @@ def test_a_channel_that_another_one_doubles_is_recovered():
     assert before > 0.05
     assert error(model, original, fresh) < 1e-4
     assert report.output_after < 1e-4 < report.output_before
-    assert any("repaired" in note for note in result.notes)
+    assert result.repair is report
+    assert "repaired" in result.summary()
+
+
+def test_prune_repairs_when_it_is_given_inputs():
+    model = with_statistics(Images())
+    original, plain, x = copy.deepcopy(model), copy.deepcopy(model), images(64)
+    dw.prune(plain, x[:2], ratio=0.4, verify=False)
+    result = dw.prune(model, x[:2], ratio=0.4, verify=False, repair=x)
+    assert result.repair.accepted
+    assert result.to_json()["repair"]["accepted"]
+    assert error(model, original, x) < 0.3 * error(plain, original, x)
+    again = copy.deepcopy(original)
+    with pytest.raises(ConfigError, match="ended"):
+        dw.prune(again, x[:2], ratio=0.4, verify=False, repair=[x])
+    assert all(torch.equal(a, b) for a, b in zip(again.parameters(), original.parameters(), strict=True))
 
 
 def test_constants_of_removed_channels_go_into_biases_and_running_means():
@@ -88,7 +103,7 @@ def test_constants_of_removed_channels_go_into_biases_and_running_means():
             nn.ReLU(),
             nn.Flatten(),
             nn.Linear(6 * 16, 4),
-        )  # fmt: skip
+        )
     )
     with torch.no_grad():
         model[0].weight[4:] = 0  # four channels emit nothing but their bias

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 from collections.abc import Mapping, Sequence
 from typing import Any
@@ -9,13 +10,14 @@ from typing import Any
 import torch
 from torch import nn
 
-from dwindle.config.errors import ConfigError
+from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.graph.analysis import Analysis, analyse_traces
 from dwindle.graph.axes import Axis
 from dwindle.graph.capture import capture
 from dwindle.pruning.axis_importance import AxisImportance, Loss
 from dwindle.pruning.named_importances import Criterion, importance_of
 from dwindle.realize.plan import Plan
+from dwindle.realize.repair import repair_inputs, repair_on
 from dwindle.realize.selection import Selection, select
 from dwindle.realize.shrink import ShrinkResult, liven, shrink, zero_removed
 from dwindle.realize.wish import Wish
@@ -44,6 +46,7 @@ def prune(
     uniform: bool = False,
     rewrite: bool = False,
     analysis: Analysis | None = None,
+    repair: Any = None,
 ) -> ShrinkResult:
     """Remove the least important channels, heads and widths of a model, in place, with proof.
 
@@ -79,6 +82,8 @@ def prune(
         rewrite: Also cut axes whose size stands as a literal in the user's code. Where one is cut, the result is a
             rewritten graph, which trains and exports, and ``model`` is left as it was.
         analysis: An analysis made before, to save the time.
+        repair: Unlabelled inputs with which :func:`dwindle.repair` then makes up for what was removed, as its ``data``;
+            what it did stands in ``result.repair``.
 
     Raises:
         ConfigError: An argument is not valid; the model was not touched.
@@ -111,6 +116,8 @@ def prune(
     selection = select(model, analysis, wish)
     seconds["choose"] = time.perf_counter() - started
     has_weights = not any(parameter.is_meta for parameter in model.parameters())
+    unlabelled = None if repair is None else repair_inputs(model, repair)
+    original = model if unlabelled is None else copy.deepcopy(model)
     result = shrink(
         model,
         analysis,
@@ -125,6 +132,11 @@ def prune(
     )
     result.seconds = {**seconds, **result.seconds}
     result.notes += _notes(analysis, selection, rewrite, has_weights)
+    if unlabelled is not None and not selection.is_empty:
+        try:
+            result.repair = repair_on(result.model, original, unlabelled)
+        except DwindleError as error:
+            result.notes.append(f"not repaired: {error}")
     return result
 
 

@@ -28,6 +28,9 @@ from dwindle.training.progress import tracked
 
 PARTS = ("weights", "biases", "norms")
 
+#: Passes over the data, and bytes of the sums of one pass.
+PASSES, MEMORY = 8, 1 << 30
+
 #: Samples of a batch when one tensor is given as data.
 _BATCH = 16
 
@@ -41,10 +44,10 @@ def repair(
     data: Any,
     *,
     parts: Sequence[str] = PARTS,
-    passes: int = 8,
+    passes: int = PASSES,
     batches: int | None = None,
     adapt: Callable[[Any], Any] | None = None,
-    memory: int = 1 << 30,
+    memory: int = MEMORY,
 ) -> RepairReport:
     """Change the weights of a pruned model so that its layers give again what the original's gave.
 
@@ -78,11 +81,32 @@ def repair(
         ConfigError: An argument is not valid, the data ends early, or the models do not belong together.
         DwindleError: Something is not finite. In all cases the model is as it was.
     """
-    started = time.perf_counter()
     result = model if isinstance(model, ShrinkResult) else None
     small = model.model if isinstance(model, ShrinkResult) else model
     _check(small, original, parts, passes, batches)
-    inputs = _inputs(original, data, adapt, batches)
+    inputs = repair_inputs(original, data, adapt, batches)
+    report = repair_on(small, original, inputs, parts=parts, passes=passes, memory=memory)
+    if result is not None:
+        result.repair = report
+    return report
+
+
+def repair_on(
+    small: nn.Module,
+    original: nn.Module,
+    inputs: list[Inputs],
+    *,
+    parts: Sequence[str] = PARTS,
+    passes: int = PASSES,
+    memory: int = MEMORY,
+) -> RepairReport:
+    """Repair a model, given the arguments of each forward; the arguments are those of :func:`repair`.
+
+    Raises:
+        ConfigError: The models do not belong together.
+        DwindleError: Something is not finite. In all cases the model is as it was.
+    """
+    started = time.perf_counter()
     plain = _without_simulators(small)
     with _still(plain, original), _restored(plain) as put_back:
         report = _repair(plain, original, inputs, frozenset(parts), passes, memory)
@@ -91,8 +115,6 @@ def repair(
     if plain is not small:
         _hand_over(plain, small)
     report.seconds = time.perf_counter() - started
-    if result is not None:
-        result.notes.append(report.summary().splitlines()[0])
     return report
 
 
@@ -110,10 +132,21 @@ def _check(small: Any, original: Any, parts: Sequence[str], passes: int, batches
             raise ConfigError(f"{name}: {number!r} is not a positive number")
 
 
-def _inputs(
-    model: nn.Module, data: Any, adapt: Callable[[Any], Any] | None, batches: int | None
+def repair_inputs(
+    model: nn.Module, data: Any, adapt: Callable[[Any], Any] | None = None, batches: int | None = None
 ) -> list[Inputs]:
-    """Return the arguments of each forward; one tensor is cut into batches."""
+    """Return the arguments of each forward; one tensor is cut into batches.
+
+    Args:
+        model: Whose forward it is.
+        data: As for :func:`repair`.
+        adapt: Likewise.
+        batches: Likewise.
+
+    Raises:
+        ConfigError: The data ends early.
+        DwindleError: It holds NaN or infinite values.
+    """
     if isinstance(data, Tensor):
         data = data.split(min(_BATCH, max(1, len(data) // _HOLD_OUT)))
     inputs = list(itertools.islice(input_batches(model, data, adapt), batches))
@@ -213,6 +246,8 @@ def _repair(
                 report.layers += _repair_layer(small, layer, *sums, left)
             for own in sums:
                 own.clear()
+    if not layers:
+        report.notes.append("no layer was found that could be repaired")
     report.output_after = _difference(small, original, [inputs[number] for number in held_out])
     if report.output_before is None or report.output_after is None:
         report.notes.append("the outputs of the two models cannot be compared, only those of the layers")

@@ -26,6 +26,7 @@ from dwindle.realize.experts_proof import prove_experts
 from dwindle.realize.optimizer import carry_over
 from dwindle.realize.plan import AttributeChange, Plan
 from dwindle.realize.precision import proof_dtype, widened_copy
+from dwindle.realize.repairing.report import RepairReport
 from dwindle.realize.rewrite import rewrite
 from dwindle.realize.scales import Scaling, apply_scalings, plan_scalings
 from dwindle.realize.surgery import cut, drop_blocks, tensor_slots
@@ -49,6 +50,7 @@ class ShrinkResult:
         seconds: Wall time of each step: ``capture``, ``analyse``, ``shrink``, ``prove``.
         notes: What the user should know.
         configuration: Whether the model's own config describes it; None for models that have none.
+        repair: What :func:`dwindle.repair` did afterwards; None where it was not asked for.
     """
 
     model: nn.Module
@@ -60,6 +62,7 @@ class ShrinkResult:
     seconds: dict[str, float] = field(default_factory=dict)
     notes: list[str] = field(default_factory=list)
     configuration: Configuration | None = None
+    repair: RepairReport | None = None
 
     @property
     def frozen(self) -> list[dict[str, Any]]:
@@ -114,6 +117,8 @@ class ShrinkResult:
                 f"proven equal to {v.reference}: max difference {v.max_difference:.2g} in {v.dtype}, "
                 f"batch sizes {', '.join(map(str, v.batch_sizes))}"
             )
+        if self.repair is not None:
+            lines += self.repair.summary().splitlines()[:2]
         lines += [f"note: {note}" for note in self.notes]
         return "\n".join(lines)
 
@@ -128,6 +133,7 @@ class ShrinkResult:
             "seconds": self.seconds,
             "notes": self.notes,
             "configuration": self.configuration.to_json() if self.configuration else None,
+            "repair": self.repair.to_json() if self.repair else None,
         }
 
 

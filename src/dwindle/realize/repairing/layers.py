@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 
 import torch
 from torch import Tensor, nn
@@ -25,6 +25,7 @@ class Layer:
         support: Which entries of the weight (and, last, of the bias) may differ from zero; None is all.
         weight: Whether the weight may change.
         constant: Whether a constant may be added to the outputs.
+        sums: Which calls give a branch whose sum with something else shall be as in the original.
     """
 
     place: Place
@@ -34,6 +35,7 @@ class Layer:
     support: Tensor | None
     weight: bool
     constant: bool
+    sums: set[int] = field(default_factory=set)
 
     @property
     def unknowns(self) -> int:
@@ -79,6 +81,7 @@ def pair_layers(
         layer = _layer(place, source, parameters[name].detach(), cut, link, parts)
         if _absorbed(place, ours, parts):
             layer.weight = layer.constant = False  # the convolution before it does what it could do
+        layer.sums = place.sums & theirs.places[source].sums
         if layer.weight or layer.constant:
             layers.append(layer)
     unseen = [name for name, held in parameters.items() if held.dim() > 1 and name not in ours.places]
