@@ -1,0 +1,1 @@
+"""The parts of ``benchmarks/pruners.py``: tasks, methods, peers, the page."""
