@@ -17,7 +17,7 @@ from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.pruning import MovementPruner
 from dwindle.simulate import straight_through
 from dwindle.training import compress
-from pruning.models import Residual, lively
+from pruning.models import Attention, Residual, lively
 from pruning.training_runs import check_resume, classes, network, train, zeros
 
 BLOCKS = {
@@ -250,3 +250,31 @@ def test_scores_that_are_not_finite_change_no_mask() -> None:
         with pytest.raises(DwindleError, match="not a number"):
             pruner.step()
         assert torch.equal(pruner.masks["3"]["weight"], before)
+
+
+def test_whole_heads_by_movement() -> None:
+    """Scores of the rows of queries, keys and values add up to one for each head; half of the heads go."""
+    torch.manual_seed(4)
+    model = lively(Attention())
+    x = torch.randn(4, 5, 24)
+    names = ["query", "key", "value"]
+    config = [{"op_names": names, "sparse_ratio": 0.5, "granularity": "out_channel", "axes": ["heads"]}]
+    pruner = MovementPruner(model, config, (x,), training_steps=4, learning_rate=1.0)
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+    with compress(model, [pruner]) as run:
+        run.add_parameters_to(optimizer)
+        for _ in range(4):
+            optimizer.zero_grad()
+            functional.mse_loss(model(x), x.flip(1)).backward()
+            optimizer.step()
+            run.step()
+        total = sum(score.detach().double() for score in pruner.scores().values())
+        assert isinstance(total, Tensor)
+        heads = total.reshape(4, 6).sum(1)
+        kept = torch.stack([pruner.masks[name]["weight"][:, 0].reshape(4, 6).amax(1) for name in names])
+    assert torch.equal(kept.amin(0), kept.amax(0))
+    assert torch.equal(kept[0] > 0, heads >= heads.sort().values[2])
+    result = dw.realize(model, (x,))
+    assert result.verification.max_difference < 1e-9
+    assert result.model.query.out_features == 12
+    assert result.model.heads == 2
