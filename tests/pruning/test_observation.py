@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import copy
+import gc
+import weakref
+from collections.abc import Iterator
 from typing import Any
 
 import pytest
@@ -372,6 +375,32 @@ def test_a_module_that_is_never_called() -> None:
     with pytest.raises(DwindleError, match=r"idle.*saw nothing of it in 2 batches"):
         TaylorPruner(model, [{"op_names": ["idle"], "sparse_ratio": 0.5}], data=batches(2)).compress()
     check_untouched(model, before)
+
+
+@pytest.mark.parametrize("on", ["weights", "gates", "outputs", None])
+def test_no_batch_is_kept(on: Any) -> None:
+    """When a batch is asked for, at most the one before it is still alive, and none of its activations."""
+    alive: list[weakref.ref[Tensor]] = []
+    counts: list[int] = []
+    model = plain_network()
+    model[0].register_forward_hook(lambda module, args, output: alive.append(weakref.ref(output)))
+
+    def loader() -> Iterator[Batch]:
+        for x, y in batches(6):
+            fresh = x.clone()
+            alive.append(weakref.ref(fresh))
+            gc.collect()
+            counts.append(sum(own() is not None for own in alive))
+            yield fresh, y
+            del fresh
+
+    example = (torch.ones(2, 6, dtype=torch.float64),)
+    if on is None:
+        ActivationMeanRankPruner(model, CONFIG, example, data=loader()).compress()
+    else:
+        TaylorPruner(model, CONFIG, example, data=loader(), on=on).compress()
+    assert len(counts) == 6
+    assert max(counts) <= 2
 
 
 def test_statistics_are_weighted_means() -> None:

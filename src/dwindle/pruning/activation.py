@@ -161,7 +161,7 @@ class ActivationPruner(ObservingPruner):
         for seen in self._seen.get(target) or self._where(target):
             size = seen.numbers(metric.numel())
             scores = torch.stack([self._scores(place, size, target) for place in seen.places]).mean(0)
-            metric += seen.spread(scores, metric.numel())
+            metric += seen.spread(scores, metric.numel()).to(metric.device)
         return metric.reshape(shape)
 
     def _scores(self, place: Place, size: int, target: Target) -> Tensor:
