@@ -86,18 +86,18 @@ def make_plan(
 def with_ratios(
     plan: PruningPlan,
     ratios: Mapping[Target, float],
-    bounds: Mapping[Target, Mapping[str, float]] | None = None,
+    others: Mapping[Target, Mapping[str, Any]] | None = None,
 ) -> PruningPlan:
     """Return the plan with other ratios.
 
     Args:
         plan: The plan.
         ratios: A new ``sparse_ratio`` for some of its goals.
-        bounds: New ``min_sparse_ratio`` and ``max_sparse_ratio`` for some of its goals.
+        others: Further changes to the settings of some of these (``max_sparse_ratio``, ...).
     """
     settings = dict(plan.settings)
     for target, ratio in ratios.items():
-        changed = {"sparse_ratio": ratio, **(bounds or {}).get(target, {})}
+        changed = {"sparse_ratio": ratio, **(others or {}).get(target, {})}
         settings[target] = settings[target].model_copy(update=changed)
     goals = {target: replace(planned, setting=settings[target]) for target, planned in plan.goals.items()}
     return PruningPlan(settings, goals)

@@ -1,0 +1,1 @@
+"""Paths of NNI 1.x and 2.x."""
