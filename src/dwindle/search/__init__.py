@@ -13,10 +13,10 @@ from dwindle.search.netadapt import NetAdapt
 from dwindle.search.problem import Problem
 from dwindle.search.result import SearchResult
 from dwindle.search.running import Algorithm, Outcome, Proposal, Search, run_search
-from dwindle.search.sensitivity import Sensitivity, sensitivity_curves
+from dwindle.search.sensitivity import Sensitivity
 from dwindle.search.space import Space, Variable
 from dwindle.search.storage import TrialStore
-from dwindle.search.trial import Trial
+from dwindle.search.trial import Trial, sensitivity_curves
 
 __all__ = [
     "AMC",

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -12,7 +13,7 @@ from dwindle.config.errors import ConfigError
 from dwindle.realize.shrink import ShrinkResult
 from dwindle.realize.verify import Verification
 from dwindle.search.problem import Problem
-from dwindle.search.trial import Trial
+from dwindle.search.trial import Trial, sensitivity_curves
 
 __all__ = ["SearchResult"]
 
@@ -120,6 +121,16 @@ class SearchResult:
             "baseline": self.baseline.to_json(),
             "best": self.best.to_json(),
             "curve": self.curve(),
+            "sensitivity": self._sensitivity(),
+        }
+
+    def _sensitivity(self) -> dict[str, list[list[float | None]]]:
+        """Curves of the variables that were cut alone at several ratios; None stands for a failed trial."""
+        curves = sensitivity_curves(self.trials, self.baseline)
+        return {
+            name: [[ratio, score if math.isfinite(score) else None] for ratio, score in points]
+            for name, points in curves.items()
+            if len(points) > 2
         }
 
     def summary(self) -> str:

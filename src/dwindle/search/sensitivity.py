@@ -14,12 +14,9 @@ from dwindle.config.errors import ConfigError
 from dwindle.graph.counts import Counts
 from dwindle.search.problem import Problem
 from dwindle.search.running import Outcome, Proposal, Proposals, Search, best_of
-from dwindle.search.trial import Trial
+from dwindle.search.trial import Point
 
-__all__ = ["Sensitivity", "ratio_at_drop", "sensitivity_curves"]
-
-#: One point of a curve: ratio and score.
-Point = tuple[float, float]
+__all__ = ["Sensitivity", "ratio_at_drop"]
 
 
 def ratio_at_drop(curve: Sequence[Point], drop: float, top: float) -> float:
@@ -115,18 +112,3 @@ def fitted(problem: Problem, curves: Mapping[str, Sequence[Point]]) -> Counts:
         else:
             low = middle
     return space.fit(ratios(high), problem.cost.predicted, problem.limit)
-
-
-def sensitivity_curves(trials: Sequence[Trial], baseline: Trial) -> dict[str, list[Point]]:
-    """Return the curve of every variable (ratio and score, from ratio 0) from trials that cut one variable alone.
-
-    Args:
-        trials: Any trials; those that cut several variables are left out.
-        baseline: The trial of the whole model.
-    """
-    curves: dict[str, list[Point]] = {}
-    for trial in trials:
-        cut = [name for name, ratio in trial.ratios.items() if ratio > 0]
-        if len(cut) == 1 and trial.base == baseline.base:
-            curves.setdefault(cut[0], [(0.0, baseline.score)]).append((trial.ratios[cut[0]], trial.score))
-    return {name: sorted(set(points)) for name, points in curves.items()}

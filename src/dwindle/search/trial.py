@@ -5,13 +5,16 @@ from __future__ import annotations
 import hashlib
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import Any
 
 from dwindle.search.space import NamedCounts
 
-__all__ = ["Trial", "key_of"]
+__all__ = ["Point", "Trial", "key_of", "sensitivity_curves"]
+
+#: One point of a curve: ratio and score.
+Point = tuple[float, float]
 
 
 def key_of(counts: Mapping[str, int], base: str = "") -> str:
@@ -61,3 +64,18 @@ class Trial:
         """Rebuild a trial from :meth:`to_json` data."""
         score = data["score"]
         return cls(**{**data, "score": -math.inf if score is None else float(score)})
+
+
+def sensitivity_curves(trials: Sequence[Trial], baseline: Trial) -> dict[str, list[Point]]:
+    """Return the curve of every variable (ratio and score, from ratio 0) from trials that cut one variable alone.
+
+    Args:
+        trials: Any trials; those that cut several variables are left out.
+        baseline: The trial of the whole model.
+    """
+    curves: dict[str, list[Point]] = {}
+    for trial in trials:
+        cut = [name for name, ratio in trial.ratios.items() if ratio > 0]
+        if len(cut) == 1 and trial.base == baseline.base:
+            curves.setdefault(cut[0], [(0.0, baseline.score)]).append((trial.ratios[cut[0]], trial.score))
+    return {name: sorted(set(points)) for name, points in curves.items()}
