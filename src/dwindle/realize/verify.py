@@ -236,18 +236,19 @@ def prove(
     """
     dtype = next((p.dtype for p in masked.parameters() if p.is_floating_point()), torch.float32)
     empty_caches(masked, analysis.trace.caches)
-    with masking(masked):
-        variants, expected = _expected(analysis, masked, seed, dtype)
     inside = _inside(analysis, keep)
-    # a norm of a masked row may divide zero by zero: then the reference has the mask inside
-    if not _says_something(expected) and not inside:
-        raise RealizeError(
-            "nothing can be proven: the masked model gives no finite number on random inputs nor on the example; "
-            "the model was left as it was"
-        )
     twin = copied(masked) if inside else None
     if twin is not None:
         simulate.detach(twin, keep_values=True)  # the replay reads plain parameters
+    with masking(masked):
+        variants, expected = _expected(analysis, masked, seed, dtype)
+    if not _says_something(expected) and not (
+        twin is not None and _inside_says_something(analysis, twin, keep, variants, dtype, masking)
+    ):
+        # noise may lead nowhere; what the user gave does
+        variants = random_inputs(analysis, dtype, seed, shuffle=False, noisy=False)
+        with masking(masked):
+            expected = outputs_of(masked, variants, dtype)
     try:
         small = make_small(masked)
         actual = outputs_of(small, variants, dtype)
@@ -257,6 +258,12 @@ def prove(
         raise RealizeError(
             f"the small model does not run ({type(error).__name__}: {error}); the model was left as it was"
         ) from error
+    # a norm of a masked row may divide zero by zero: then the reference has the mask inside
+    if not _says_something(expected) and not (inside and _says_something(actual)):
+        raise RealizeError(
+            "nothing can be proven: the masked model gives no finite number on random inputs nor on the example; "
+            "the model was left as it was"
+        )
     name, tolerance = str(dtype).removeprefix("torch."), TOLERANCE[dtype]
     gap = difference(expected, actual)
     reference, used, failed = "the masked model itself", [], ""
@@ -283,7 +290,7 @@ def prove(
 def _expected(
     analysis: Analysis, masked: nn.Module, seed: int, dtype: torch.dtype
 ) -> tuple[list[tuple[Any, Any]], list[list[torch.Tensor] | None]]:
-    """Return inputs that the masked model takes and that tell something, with its outputs."""
+    """Return inputs that the masked model takes, with its outputs."""
     # code may count on the order of integers (places that stand for a picture), or fix the batch size
     choices = [(PROOF_BATCHES, True), (PROOF_BATCHES, False), ((), True), ((), False)]
     for number, (batches, shuffle) in enumerate(choices):
@@ -294,10 +301,23 @@ def _expected(
         except Exception:
             if number == len(choices) - 1:
                 raise
-    if not _says_something(expected):
-        variants = random_inputs(analysis, dtype, seed, shuffle=False, noisy=False)
-        expected = outputs_of(masked, variants, dtype)
     return variants, expected
+
+
+def _inside_says_something(
+    analysis: Analysis,
+    twin: nn.Module,
+    keep: dict[Axis, torch.Tensor],
+    variants: list[tuple[Any, Any]],
+    dtype: torch.dtype,
+    masking: Callable[[nn.Module], AbstractContextManager[Any]],
+) -> bool:
+    """Whether the reference with the mask inside gives a finite number where the plainly masked model gives none."""
+    try:
+        with masking(twin):
+            return _says_something(replayed(analysis, twin, keep, variants, dtype))
+    except Exception:
+        return False
 
 
 def _batch_size(variant: tuple[Any, Any]) -> int:
