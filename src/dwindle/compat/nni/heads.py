@@ -78,13 +78,14 @@ class TransformerHeadPruner(Pruner):
         if num_iterations > 1 and self.training is None:
             raise ConfigError("more than one iteration needs optimizer, trainer and criterion")
         self.num_iterations, self.epochs_per_iteration = num_iterations, epochs_per_iteration
+        observation: dict[str, Any] = {"data": [forward_runner]} if runs else {}
         inner = _RunnerPruner(
             model,
             config_list,
             example_inputs=dummy_input,
             criterion=name,  # type: ignore[arg-type]
             scope="global" if global_sort else "local",
-            **({"data": [forward_runner]} if runs else {}),
+            **observation,
         )
         wide = [
             target

@@ -73,7 +73,7 @@ def _other_axes(model: nn.Module, inputs: tuple[Any, ...], modules: set[str]) ->
     """Return one parameter for each axis that a module outside of the config makes, and on few other axes."""
     coupling = Coupling(model, analyse(model, inputs, {}))
     named = []
-    for info in coupling.analysis.axes:
+    for info in coupling.analysis.selected():
         makers = [
             path
             for path, dim in info.parameter_dims

@@ -118,11 +118,11 @@ class _BatchesPruner(_Pruner):
         dummy_input: Any = None,
     ) -> None:
         evaluator = TrainerEvaluator(by_epoch(trainer), optimizer, criterion)
-        super().__init__(
+        super().__init__(  # type: ignore[call-arg]
             model,
             config_list,
             evaluator,
-            sparsifying_training_batches,  # type: ignore[arg-type]
+            sparsifying_training_batches,
             activation,
             _aware(dependency_aware),
             dummy_input,

@@ -299,8 +299,7 @@ class AutoCompressPruner(IterativePruner):
         optimizer = None
         if self.evaluator is not None and isinstance(self.evaluator.optimizers, torch.optim.Optimizer):
             optimizer = self.evaluator.optimizers
-        given = {"example_inputs": self.inputs("speedup")} if self.speedup else {}
-        self.handles.inputs = given.get("example_inputs")
+        self.handles.inputs = self.inputs("speedup") if self.speedup else None
         result = prune_in_rounds(
             self.bound_model,
             self.config_list,
@@ -311,7 +310,7 @@ class AutoCompressPruner(IterativePruner):
             sparsify=self._allocate,
             shrink=self.speedup,
             optimizer=optimizer,
-            **given,
+            **({"example_inputs": self.handles.inputs} if self.speedup else {}),  # type: ignore[arg-type]
         )
         masks = result.masks
         self.keep_masks(self.total_iteration, masks)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from torch import Tensor, nn
@@ -173,7 +173,7 @@ class IterativePruner:
 class _RoundsPruner(IterativePruner):
     """The pruners that follow a schedule of ratios."""
 
-    schedule = "linear"
+    schedule: Literal["linear", "agp", "geometric"] = "linear"
 
     def __init__(
         self,
