@@ -87,19 +87,19 @@ def compare(
     """
     whole, reduced = _precise(original), _precise(small)
     _enliven(whole, reduced, plan_keep)
-    masked = copy.deepcopy(whole)
-    mask_parameters(masked, plan_keep, producers_only=producers_only)
-    worst, moved, ran = 0.0, 0.0, []
     # a list of images has no batch dimension: then as the example is
-    for size, (args, kwargs) in (*_inputs(example, batches), *_inputs(example, ())):
+    inputs = [*_inputs(example, batches), *_inputs(example, ())]
+    plain = [_run_or_none(whole, args, kwargs) for _, (args, kwargs) in inputs]
+    mask_parameters(whole, plan_keep, producers_only=producers_only)
+    masked, worst, moved, ran = whole, 0.0, 0.0, []
+    for (size, (args, kwargs)), unmasked in zip(inputs, plain, strict=True):
         if size == 0 and ran:
             break
-        try:
-            expected = _run(masked, args, kwargs)
-        except Exception:
+        expected = _run_or_none(masked, args, kwargs)
+        if expected is None or unmasked is None:
             continue  # code that fixes the batch size
         worst = max(worst, _difference(expected, _run(reduced, args, kwargs)))
-        moved = max(moved, _difference(expected, _run(whole, args, kwargs)))
+        moved = max(moved, _difference(expected, unmasked))
         ran.append(size)
     if not ran:
         raise ValueError("the masked original runs on none of the inputs")
@@ -305,6 +305,13 @@ def _run(model: nn.Module, args: Any, kwargs: Any, seed: int = 0) -> list[torch.
                 held for key, held in output.items() if "logits" in key or "pred" in key or key == "loss"
             ]
         return [item.clone() for item in _tensors(output)]
+
+
+def _run_or_none(model: nn.Module, args: Any, kwargs: Any) -> list[torch.Tensor] | None:
+    try:
+        return _run(model, args, kwargs)
+    except Exception:
+        return None
 
 
 def _tensors(tree: Any) -> Iterator[torch.Tensor]:

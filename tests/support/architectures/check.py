@@ -12,7 +12,7 @@ import tempfile
 import time
 from collections import Counter
 from collections.abc import Iterator, Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -143,6 +143,8 @@ def check(name: str, *, independent: bool = True, onnx: bool = True) -> Row:
         _step(row, "trains", lambda: _train(small, example, row))
         if onnx:
             _step(row, "onnx", lambda: _onnx(small, original, example, row))
+        del small, result
+        example = replace(example, model=original)  # the largest models need the memory
     if independent and "prune" not in row.failures:
         _step(row, "independent", lambda: _independent(original, example, row))
     return row
