@@ -199,6 +199,16 @@ def test_resumed_equals_uninterrupted(kind: type[TrainingPruner], steps: int, tm
         check_resume(make, tmp_path / "state")
 
 
+@pytest.mark.parametrize(("steps", "rate"), [(50, 0.1), (3000, 0.01)])
+def test_the_default_learning_rate_lets_logits_cross_their_range(steps: int, rate: float) -> None:
+    model = network()
+    optimizer = torch.optim.Adam(model.parameters(), lr=1e-3)
+    with compress(model, [RBPruner(model, CONFIG, training_steps=steps)]) as run:
+        run.add_parameters_to(optimizer)
+        assert optimizer.param_groups[1]["lr"] == pytest.approx(rate)
+        next(iter(run.compressors)).finish()  # type: ignore[attr-defined]
+
+
 def test_rb_says_when_its_scores_stayed_behind() -> None:
     model = network()
     pruner = RBPruner(model, CONFIG, training_steps=5, learning_rate=1e-4)

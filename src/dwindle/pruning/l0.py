@@ -107,7 +107,7 @@ class L0Pruner(SampledPruner):
             of ``training_steps``.
         width: Distance from the level at which the penalty is 1.
         first_closed: Probability that a gate is zero at the beginning (the paper's drop rate).
-        learning_rate: Of ``log alpha``; None takes that of the user's optimizer.
+        learning_rate: Of ``log alpha``; None is 30 over ``training_steps``, at most 0.1, which suits Adam.
         seed: Of the gates that are drawn; the same in all processes of a run.
 
     Raises:

@@ -107,7 +107,7 @@ class RBPruner(SampledPruner):
     the mean of them counts. After ``training_steps`` exactly the ratio with the smallest scores goes, and no mask is
     drawn any more.
 
-    Scores are logits with small gradients: train them with Adam, or give them a learning rate of their own.
+    Scores are logits with small gradients: train them with Adam, or give them a high learning rate.
     Every process draws the same masks.
 
     Args:
@@ -119,7 +119,7 @@ class RBPruner(SampledPruner):
         schedule: Share of the ratio by optimizer step, 0 to 1; None rises as ``1 - (1 - t)**3`` over the first 60 %
             of ``training_steps``.
         width: Distance from the level at which the penalty is 1.
-        learning_rate: Of the scores; None takes that of the user's optimizer.
+        learning_rate: Of the scores; None is 30 over ``training_steps``, at most 0.1, which suits Adam.
         seed: Of the masks that are drawn; the same in all processes of a run.
 
     Raises:

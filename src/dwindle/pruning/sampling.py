@@ -22,6 +22,9 @@ __all__ = ["SampledPruner", "logistic_noise"]
 #: Uniform numbers stay this far from 0 and 1, so that their logits stay finite.
 _MARGIN = 1e-6
 
+#: How far a logit may travel under Adam in a whole run, and the largest learning rate for it.
+_TRAVEL, _LARGEST_RATE = 30.0, 0.1
+
 
 def logistic_noise(
     shape: Sequence[int], seed: int, step: int, name: str, device: torch.device | None = None
@@ -60,7 +63,8 @@ class SampledPruner(TrainingPruner):
         example_inputs: As in :class:`~dwindle.pruning.Pruner`.
         example_kwargs: As in :class:`~dwindle.pruning.Pruner`.
         training_steps: Optimizer steps until the masks stand.
-        learning_rate: Of the scores; None takes that of the user's optimizer.
+        learning_rate: Of the scores; None is 30 over ``training_steps``, at most 0.1: with Adam a logit can cross its
+            range a few times.
         seed: Of the noise; the same in all processes of a run.
 
     Raises:
@@ -86,6 +90,8 @@ class SampledPruner(TrainingPruner):
             training_steps=training_steps,
             learning_rate=learning_rate,
         )
+        if learning_rate is None:
+            self.learning_rate = min(_LARGEST_RATE, _TRAVEL / training_steps)
         self.seed = whole_number("seed", seed)
 
     def noise_of(self, planned: PlannedTarget, device: torch.device) -> Tensor:
