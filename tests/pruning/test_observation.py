@@ -133,7 +133,7 @@ def test_a_frozen_layer_can_be_ranked() -> None:
     ("data", "options", "words"),
     [
         (batches(2), {"batches": 3}, "data ended after 2 of 3 batches"),
-        ([], {}, "data gave no batch"),
+        ([], {}, "data ended after 0 of its batches"),
         (iter(batches(2)), {"batches": 3}, "data ended after 2 of 3 batches"),
         (3, {}, "not an iterable"),
         (batches(2), {"batches": 0}, "batches: 0"),

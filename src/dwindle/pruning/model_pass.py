@@ -42,6 +42,27 @@ def undisturbed(model: nn.Module, gradients_of: Iterable[nn.Parameter] = ()) -> 
             module.training = training
 
 
+@contextlib.contextmanager
+def statistics_of_batches(model: nn.Module) -> Iterator[None]:
+    """BatchNorms normalize with each batch's own statistics, as in training; their buffers are as before afterwards.
+
+    For models that were not trained yet, whose running statistics mean nothing.
+
+    Args:
+        model: A model whose flags somebody else puts back.
+    """
+    norms = [m for m in model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
+    saved = [(own, own.clone()) for norm in norms for own in norm.buffers(recurse=False)]
+    try:
+        for norm in norms:
+            norm.train()
+        yield
+    finally:
+        with torch.no_grad():
+            for buffer, value in saved:
+                buffer.copy_(value)
+
+
 def device_of(model: nn.Module) -> torch.device:
     """Return where the model's parameters are."""
     return next((parameter.device for parameter in model.parameters()), torch.device("cpu"))

@@ -7,8 +7,6 @@ before they are used, so every rank of a distributed run finds the same masks.
 from __future__ import annotations
 
 import contextlib
-import itertools
-import math
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from typing import Any
 
@@ -20,10 +18,9 @@ from torch.utils.hooks import RemovableHandle
 from dwindle.config import Target
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.pruning.base import Pruner
+from dwindle.pruning.model_pass import batches_for, device_of, statistics_of_batches, task_loss, undisturbed
 from dwindle.pruning.statistics import Statistics, agree
-from dwindle.training.batches import logits_of, move_batch, split_batch
 from dwindle.training.inputs import batches_of, forward_inputs
-from dwindle.training.progress import tracked
 
 #: The task's loss: ``loss(outputs, target)`` gives a 0-d tensor.
 Loss = Callable[[Any, Any], Tensor]
@@ -192,24 +189,10 @@ class ObservingPruner(Pruner):
         agree(self._run_over, self._device)
 
     def _run_over(self) -> None:
-        batches = itertools.islice(self.data or (), self.batches_wanted)
         with self._pass():
-            for batch in tracked(batches, f"{type(self).__name__}: data", total=self._batches_expected()):
+            for batch in batches_for(self.data, self.batches_wanted, f"{type(self).__name__}: data"):
                 self.forward(batch if self.adapt is None else self.adapt(batch))
                 self.batches_seen += 1
-        if not self.batches_seen:
-            raise ConfigError(
-                "data gave no batch; an iterator can be run over only once, give a list or a DataLoader"
-            )
-        if self.batches_wanted is not None and self.batches_seen < self.batches_wanted:
-            raise ConfigError(f"data ended after {self.batches_seen} of {self.batches_wanted} batches")
-
-    def _batches_expected(self) -> int | None:
-        try:
-            known = len(self.data)  # type: ignore[arg-type]
-        except TypeError:  # an iterator, or a loader that does not know
-            return self.batches_wanted
-        return min(known, self.batches_wanted or known)
 
     def forward(self, batch: Any) -> None:
         """Run the model on one batch of ``data``, with gradients where they are needed.
@@ -234,52 +217,26 @@ class ObservingPruner(Pruner):
         Raises:
             DwindleError: It is not finite.
         """
-        args, kwargs, target = split_batch(move_batch(batch, self._device))
-        loss = self.loss_function(logits_of(self.model(*args, **kwargs)), target)
-        if not math.isfinite(float(loss.detach())):
-            raise DwindleError(f"the loss of batch {self.batches_seen + 1} is {float(loss.detach())}")
-        return loss
+        return task_loss(self.model, batch, self.loss_function, self.batches_seen + 1)
 
     @property
     def _device(self) -> torch.device:
-        return next((parameter.device for parameter in self.model.parameters()), torch.device("cpu"))
+        return device_of(self.model)
 
     @contextlib.contextmanager
     def _pass(self) -> Iterator[None]:
         """Evaluation mode, the subclass's hooks, and afterwards everything of the user's as it was."""
-        flags = [(module, module.training) for module in self.model.modules()]
-        saved = [(own, own.grad, own.requires_grad) for own in self.model.parameters()]
-        handles: list[RemovableHandle] = []
-        buffers: list[tuple[Tensor, Tensor]] = []
-        try:
-            self.model.eval()
+        owners = [(self.model.get_submodule(target.module), target.name) for target in self.plan.goals]
+        ranked = [own for module, name in owners if (own := module._parameters[name]) is not None]
+        with contextlib.ExitStack() as stack:
+            stack.enter_context(undisturbed(self.model, ranked if self.needs_gradients else ()))
             if self.batch_statistics:
-                norms = [m for m in self.model.modules() if isinstance(m, nn.modules.batchnorm._BatchNorm)]
-                buffers = [(own, own.clone()) for norm in norms for own in norm.buffers(recurse=False)]
-                for norm in norms:
-                    norm.train()
-            for parameter, _, _ in saved:
-                parameter.grad = None
-            if self.needs_gradients:  # a frozen backbone can be ranked too
-                for target in self.plan.goals:
-                    own = self.model.get_submodule(target.module)._parameters[target.name]
-                    if own is not None:
-                        own.requires_grad_(True)
+                stack.enter_context(statistics_of_batches(self.model))
             self._own_pass = True
-            handles.extend(self.watch())
+            stack.callback(setattr, self, "_own_pass", False)
+            for handle in self.watch():
+                stack.callback(handle.remove)
             yield
-        finally:
-            self._own_pass = False
-            for handle in handles:
-                handle.remove()
-            for parameter, gradient, wanted in saved:
-                parameter.grad = gradient
-                parameter.requires_grad_(wanted)
-            with torch.no_grad():
-                for buffer, value in buffers:
-                    buffer.copy_(value)
-            for module, training in flags:
-                module.training = training
 
     def _watch(self) -> None:
         """Watch a training run from now on: the hooks, and the gradients that an optimizer is about to use."""
