@@ -172,7 +172,9 @@ def main() -> None:
             for row in results:
                 entry = {"model": name, "pruned": case, **row}
                 if name == "efficientnet":
-                    entry.update(crops=options.crops, size=options.size)
+                    entry.update(inputs=len(data), size=options.size)
+                else:
+                    entry.update(inputs=options.sentences)
                 key = [entry[part] for part in ("model", "pruned", "repair")]
                 rows = [old for old in rows if [old[part] for part in ("model", "pruned", "repair")] != key]
                 rows.append(entry)

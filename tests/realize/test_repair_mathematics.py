@@ -167,6 +167,10 @@ def test_padding_is_left_out():
     value, rows = double(2, 3, 5), torch.tensor([[True, True, False], [True, False, False]])
     call = read_call("linear", (value, weight), {}, {id(weight): "weight"})
     torch.testing.assert_close(features_of(call, rows)[0], value[rows])
+    torch.testing.assert_close(outputs_of(call, value @ weight.t(), rows)[0], (value @ weight.t())[rows])
+    flat = read_call("matmul", (value.flatten(0, 1), other := parameter(5, 4)), {}, {id(other): "weight"})
+    torch.testing.assert_close(features_of(flat, rows)[0], value[rows])
+    torch.testing.assert_close(outputs_of(flat, value.flatten(0, 1) @ other, rows)[0], (value @ other)[rows])
 
 
 @pytest.mark.parametrize(

@@ -306,15 +306,15 @@ def _apply(small: nn.Module, layer: Layer, found: Fit) -> None:
         if layer.weight:
             weight = small.get_parameter(place.name)
             own = correction[:, : place.features]
-            weight += to_weight(own, weight.shape, place.transposed).to(weight.dtype)
+            weight.add_(to_weight(own, weight.shape, place.transposed).to(weight.dtype))
         if layer.constant:
             constant = correction[:, -1].flatten()
             if place.bias is not None:
                 bias = small.get_parameter(place.bias)
-                bias += constant.to(bias.dtype)
+                bias.add_(constant.to(bias.dtype))
             elif place.shift is not None:
                 mean = small.get_buffer(place.shift)
-                mean -= constant.to(mean.dtype)
+                mean.sub_(constant.to(mean.dtype))
 
 
 def _difference(small: nn.Module, original: nn.Module, inputs: Sequence[Inputs]) -> float | None:

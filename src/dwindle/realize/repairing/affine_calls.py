@@ -86,10 +86,14 @@ class AffineCall:
         return int(self.options.get("groups", 1)) if self.is_convolution else 1
 
     @property
+    def channels_second(self) -> bool:
+        """Whether the outputs stand behind the batch, not last."""
+        return self.is_convolution or self.operation in ("batch_norm", "group_norm")
+
+    @property
     def output_dim(self) -> int:
         """The dimension of the result (from the front) that holds the outputs."""
-        channels_second = self.is_convolution or self.operation in ("batch_norm", "group_norm")
-        return 1 if channels_second else self.value.dim() - 1
+        return 1 if self.channels_second else self.value.dim() - 1
 
     @property
     def weight_output_dim(self) -> int:
@@ -224,7 +228,7 @@ def _tokens(value: Tensor, rows: Tensor | None) -> Tensor:
 
 def _by_output(call: AffineCall, output: Tensor, rows: Tensor | None) -> Tensor:
     """Return ``[groups, outputs, samples]``."""
-    if call.output_dim == 1 and output.dim() > 1:
+    if call.channels_second:
         output = _subgrid(output)
         flat = output.transpose(0, 1).flatten(1)
     else:
