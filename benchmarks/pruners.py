@@ -153,7 +153,7 @@ def run(options: argparse.Namespace) -> None:
 
 def _task(task: Any, quick: bool) -> Any:
     if quick:
-        task.epochs, task.tuning, task.calibration = 2, 2, task.calibration[:1]
+        task.epochs, task.tuning, task.calibration = 2, 2, task.calibration[:2]
     return task
 
 

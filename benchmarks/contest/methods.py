@@ -155,7 +155,7 @@ def weights_config(ratio: float, *, together: bool = False) -> list[dict[str, An
     entry: dict[str, Any] = {
         "op_types": ["Conv2d", "Linear"],
         "sparse_ratio": ratio,
-        "granularity": "finegrained",
+        "granularity": "element",
     }
     return [{**entry, "global_group_id": 1}] if together else [entry]
 
