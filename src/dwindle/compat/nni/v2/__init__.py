@@ -13,6 +13,7 @@ from dwindle.compat.nni.v2.one_shot import (
     LevelPruner,
     TaylorFOWeightPruner,
 )
+from dwindle.compat.nni.v2.sensitivity import SensitivityAnalysis, apply_compression_results
 from dwindle.compat.nni.v2.trained import ADMMPruner, MovementPruner, SlimPruner
 
 __all__ = [
@@ -29,8 +30,10 @@ __all__ = [
     "LinearPruner",
     "LotteryTicketPruner",
     "MovementPruner",
+    "SensitivityAnalysis",
     "SimulatedAnnealingPruner",
     "SlimPruner",
     "TaylorFOWeightPruner",
     "TorchEvaluator",
+    "apply_compression_results",
 ]

@@ -2,5 +2,6 @@
 
 from dwindle.compat.nni.speedup import ModelSpeedup
 from dwindle.compat.nni.v2 import TorchEvaluator
+from dwindle.compat.nni.v2.sensitivity import apply_compression_results
 
-__all__ = ["ModelSpeedup", "TorchEvaluator"]
+__all__ = ["ModelSpeedup", "TorchEvaluator", "apply_compression_results"]
