@@ -139,6 +139,33 @@ def run(name: str, sizes: tuple[int, int, int], done: list[dict[str, Any]]) -> I
         yield rows
 
 
+def markdown(results: dict[str, Any]) -> str:
+    """The tables of ``docs/layerwise.md``."""
+    parts = []
+    for name, result in sorted(results.items()):
+        figures = [key for key in result["rows"][0] if key not in ("method", "goal")]
+        rows = [
+            [row["goal"] or "-", row["method"], *(f"{row[key]:.3f}" for key in figures)]
+            for row in result["rows"]
+        ]
+        head = ["zeros", "method", *figures]
+        lines = ["| " + " | ".join(row) + " |" for row in [head, ["---"] * len(head), *rows]]
+        windows = result["windows"]
+        parts.append(
+            f"**{name}**, {windows['calibration']} windows of {windows['tokens']} tokens to prune with, "
+            f"{windows['held_out']} to judge on, {result['precision']}:\n\n" + "\n".join(lines)
+        )
+    return "\n\n".join(parts)
+
+
+def write_page(results: dict[str, Any]) -> None:
+    """Put the tables between the two marks of the page."""
+    page = Path(__file__).parent.parent / "docs" / "layerwise.md"
+    begin, end = "<!-- tables: benchmarks/layerwise.py -->", "<!-- end of tables -->"
+    before, _, rest = page.read_text().partition(begin)
+    page.write_text(f"{before}{begin}\n{markdown(results)}\n{end}{rest.partition(end)[2]}")
+
+
 def main() -> None:
     parser = argparse.ArgumentParser(
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
@@ -154,11 +181,11 @@ def main() -> None:
     warnings.filterwarnings("ignore")
     torch.manual_seed(0)
     with torch.autocast("cpu", torch.bfloat16, enabled=options.bfloat16):
-        judge_all(options)
+        write_page(judge_all(options))
 
 
-def judge_all(options: argparse.Namespace) -> None:
-    """Judge the models and write what is known after each row."""
+def judge_all(options: argparse.Namespace) -> dict[str, Any]:
+    """Judge the models, write what is known after each row, and return all of it."""
     results = json.loads(options.output.read_text()) if options.output.exists() else {}
     for name in options.model or sorted(MODELS):
         sizes = tuple(options.windows or MODELS[name][1])
@@ -174,6 +201,7 @@ def judge_all(options: argparse.Namespace) -> None:
         for rows in run(name, sizes, old["rows"] if same and not options.anew else []):
             results[name] = {**setting, "rows": rows}
             options.output.write_text(json.dumps(results, indent=1) + "\n")
+    return results
 
 
 if __name__ == "__main__":

@@ -20,6 +20,7 @@ from dwindle.pruning.linear_layers import block_ids, from_matrix, input_of, sums
 from dwindle.pruning.masks import tied_targets
 from dwindle.pruning.observation import ObservingPruner
 from dwindle.pruning.wanda import check_linear
+from dwindle.training.progress import tracked
 
 _UNFIT = (
     "global_group_id",
@@ -158,7 +159,7 @@ class SparseGPTPruner(ObservingPruner):
                 self.statistics.reduce(self._device)
                 self._check_finite()
                 with torch.autocast(self._device.type, enabled=False):
-                    for target in group:
+                    for target in tracked(group, f"{type(self).__name__}: layers"):
                         self._prune(target, progress, before)
             Pruner._mask(self, progress)
         except BaseException:
