@@ -53,10 +53,8 @@ def prune(model: nn.Module, method: str, config: dict[str, Any], data: list[Any]
         pruner = SparseGPTPruner(model, [entry], data=data)
     pruner.compress()
     seconds = time.perf_counter() - begin
-    masks = simulate.get_masks(model)
-    zeros = sum(int((mask == 0).sum()) for mask in masks.values()) / sum(
-        mask.numel() for mask in masks.values()
-    )
+    masks = [mask for target, mask in simulate.get_masks(model).items() if target.name == "weight"]
+    zeros = sum(int((mask == 0).sum()) for mask in masks) / sum(mask.numel() for mask in masks)
     simulate.detach(model)
     return {"seconds": round(seconds, 1), "zeros": zeros}
 
