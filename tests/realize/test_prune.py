@@ -262,7 +262,7 @@ def test_rounding_counts_the_width_of_heads(multiple: int, heads: int) -> None:
     """Heads of width 8: any number is a multiple of 8, an even one of 16, and half of the four would be 16 of 32."""
     model = Tokens()
     dw.prune(model, identifiers(), ratio=0.6, round_to=multiple)
-    assert model.heads == heads and model.query.out_features == 8 * heads
+    assert (model.heads, model.query.out_features) == (heads, 8 * heads)
     assert (model.embed.embedding_dim % multiple, model.fc1.out_features % multiple) == (0, 0)
 
 

@@ -219,7 +219,8 @@ def test_uniform_moves_what_the_config_sizes_together() -> None:
 def test_uniform_goes_with_every_way_to_choose(options: dict[str, Any], tmp_path: Path) -> None:
     made = llama()
     result = prune(made, **{"uniform": True, **options})
-    assert result.configuration is not None and result.configuration.settings
+    assert result.configuration is not None
+    assert result.configuration.settings
     if "target" in options:
         ((name, share),) = options["target"].items()
         assert name == "macs" or abs(result.parameters_after / result.parameters_before - share) < 0.02
