@@ -14,7 +14,7 @@ from torch import nn
 from dwindle.search import NetAdapt, Problem, SimulatedAnnealing, run_search
 from search.models import images, nearness, tiny
 
-ALGORITHMS = {"annealing": SimulatedAnnealing(stop_temperature=4), "netadapt": NetAdapt(step=0.15)}
+ALGORITHMS = {"annealing": SimulatedAnnealing(stop_temperature=4), "netadapt": NetAdapt(step=0.3)}
 
 
 def shake(small: nn.Module) -> None:
@@ -54,7 +54,7 @@ def run(folder: Path, which: str, until: int | None = None) -> int | None:
         time.sleep(0.001)
     if until is not None:
         process.kill()
-    process.join(120)
+    process.join(900)
     return process.exitcode
 
 
