@@ -343,6 +343,13 @@ def test_an_update_forgets_what_the_last_masks_were_made_of() -> None:
     before = pruner.masks["0"]["weight"].clone()
     pruner.update(1.0)  # nothing new was seen: the same statistics again
     assert torch.equal(pruner.masks["0"]["weight"], before)
+    pruner.stop_watching()
+    pruner.detach()
+    pruner.attach()  # the same masks, and nothing is watched any more
+    assert torch.equal(pruner.masks["0"]["weight"], before)
+    nn.functional.cross_entropy(model(data[0][0]), data[0][1]).backward()
+    optimizer.step()
+    assert pruner.statistics.counts[FIRST] == 3
     pruner.detach()
 
 

@@ -87,6 +87,7 @@ class ObservingPruner(Pruner):
         self.batches_seen = 0
         self._stale = False
         self._own_pass = False
+        self._stopped = False
         self._handles: list[Any] = []
         self._optimized: set[int] | None = None
 
@@ -258,6 +259,7 @@ class ObservingPruner(Pruner):
 
     def stop_watching(self) -> None:
         """Watch the training run no longer; the masks stay as they are."""
+        self._stopped = True
         self._unwatch()
 
     def _unwatch(self) -> None:
@@ -321,7 +323,7 @@ class ObservingPruner(Pruner):
     @property
     def _finished(self) -> bool:
         """Whether a training run has been watched to its end."""
-        return self.training_steps is not None and self.steps >= self.training_steps
+        return self._stopped or (self.training_steps is not None and self.steps >= self.training_steps)
 
     def attach(self) -> None:
         """Mask the model from the data, or begin to watch the training run.
