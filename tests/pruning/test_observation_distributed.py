@@ -21,9 +21,11 @@ from dwindle.pruning import (
     OBDPruner,
     ObservingPruner,
     SNIPPruner,
+    SparseGPTPruner,
     SynFlowPruner,
     TaylorPruner,
     TransformerHeadPruner,
+    WandaPruner,
 )
 from dwindle.training import compress
 from pruning.models import Attention, Residual, lively
@@ -74,6 +76,9 @@ MAKERS: dict[str, tuple[Make, list[dict[str, Any]] | float, tuple[int, ...], dic
     "outputs": (TaylorPruner, CHANNELS, IMAGES, {"on": "outputs"}),
     "fisher": (OBDPruner, WEIGHTS, IMAGES, {}),
     "snip": (SNIPPruner, WEIGHTS, IMAGES, {}),
+    "wanda": (WandaPruner, WEIGHTS, IMAGES, {}),
+    "sparse_gpt": (SparseGPTPruner, WEIGHTS, IMAGES, {}),
+    "sparse_gpt in passes": (SparseGPTPruner, WEIGHTS, IMAGES, {"memory": 1}),
     "heads": (TransformerHeadPruner, 0.5, TOKENS, {"criterion": "taylor"}),
     "head activations": (TransformerHeadPruner, 0.5, TOKENS, {"criterion": "l2_activation"}),
 }
