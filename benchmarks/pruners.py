@@ -7,7 +7,7 @@
 Structured pruners take away the same share of MACs (within 2 %), unstructured ones the same share of weights. All
 begin with the same trained model and have the same epochs, learning rate and order of batches for fine-tuning or for
 pruning while training. Methods alternate within each task, ratio and seed. Results are JSON lines, appended to as each
-ends. The peers are optional: ``pip install --no-deps torch-pruning==1.6.1 nncf tabulate``.
+ends. The peers are optional: ``pip install --no-deps torch-pruning==1.6.1 nncf tabulate torchao``.
 """
 
 from __future__ import annotations

@@ -1,6 +1,6 @@
 """Torch-Pruning and NNCF on the same models, to the same MACs or the same sparsity, with the same fine-tuning.
 
-Both are optional: ``pip install --no-deps torch-pruning==1.6.1`` and ``pip install --no-deps nncf tabulate``.
+Both are optional: ``pip install --no-deps torch-pruning==1.6.1`` and ``pip install --no-deps nncf tabulate torchao``.
 """
 
 from __future__ import annotations

@@ -199,7 +199,7 @@ class PruneStage(Stage):
     target: PruneTarget | None = None
     config_list: list[dict[str, Any]] | None = None
     pruner: Literal["l1", "l2", "fpgm", "random"] = "l1"
-    importance: Literal["l1", "l2", "fpgm", "random"] = "l1"
+    importance: Literal["l1", "l2", "fpgm", "random", "group_norm"] = "l1"
     scope: Literal["local", "global"] = "local"
     options: dict[str, Any] = {}
 
