@@ -426,7 +426,7 @@ def bad_batch(data: list[Tensor]) -> list[Tensor]:
     [
         (lambda data: {"data": bad_batch(data)}, "NaN"),
         (lambda data: {"data": data, "batches": 5}, "data ended after 4 of 5"),
-        (lambda data: {"data": []}, "no batch"),
+        (lambda data: {"data": []}, "data ended after 0 of"),
     ],
     ids=["NaN", "short", "empty"],
 )

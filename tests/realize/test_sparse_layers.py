@@ -54,7 +54,9 @@ def network(width: int = 64) -> Net:
     with torch.no_grad():
         model.conv.weight[::2] = 0
         model.scattered.weight.copy_(zeroed(model.scattered.weight, 0.95))
-        squares = (torch.arange(4)[:, None] + torch.arange(4)) % 2  # a chessboard: blocks of 32 are never empty
+        squares = (
+            torch.arange(4)[:, None] + torch.arange(4)
+        ) % 2  # a chessboard: blocks of 32 are never empty
         model.blocks.weight.mul_(squares.repeat_interleave(16, 0).repeat_interleave(16, 1))
         model.transposed.weight.copy_(zeroed(model.transposed.weight, 0.9))
     return model
