@@ -25,6 +25,10 @@ class _Watching(AffineMode):
         self.layers = dict(zip(keys, layers, strict=True))
         self.missing = sum(layer.place.calls + len(layer.sums) for layer in layers)
 
+    def follows(self, name: str) -> bool:
+        """Only what a sum of this pass waits for."""
+        return name in self.layers and bool(self.layers[name].sums)
+
     def on_affine(self, name: str, order: int, call: AffineCall, output: Tensor) -> Tensor:
         """Hand on the calls of the layers."""
         layer = self.layers.get(name)

@@ -70,7 +70,8 @@ class AffineMode(CallMode):
             self.used[name] += 1
             output = self.on_affine(name, order, call, output)
             if not call.is_norm:
-                self.branches[id(output)] = Branch(name, order, None, output)
+                if self.follows(name):
+                    self.branches[id(output)] = Branch(name, order, None, output)
                 return output
         if branch is None or not isinstance(output, Tensor):
             return output
@@ -92,6 +93,10 @@ class AffineMode(CallMode):
         found = [self.branches[id(item)] for item in args if id(item) in self.branches]
         places = {name: place for place, name in enumerate(self.used)}
         return max(found, key=lambda branch: places[branch.name]) if found else None
+
+    def follows(self, name: str) -> bool:
+        """Whether the results of a weight's calls are kept until they are added to something."""
+        return True
 
     def on_affine(self, name: str, order: int, call: AffineCall, output: Tensor) -> Tensor:
         """See one affine call.
