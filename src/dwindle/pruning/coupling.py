@@ -147,5 +147,6 @@ class Coupling:
     def _parameter(self, path: str) -> tuple[nn.Parameter | None, nn.Module | None]:
         module_name, _, name = path.rpartition(".")
         module = self.modules.get(module_name)
-        held = dict(module._parameters.items()) if module is not None else {}  # of a scripted module it is no dict
+        # of a scripted module it is no dict
+        held = dict(module._parameters.items()) if module is not None else {}
         return held.get(name), module
