@@ -87,17 +87,17 @@ def _before(name: str, plan: Plan) -> str:
             gone.setdefault(parent, set()).add(int(entry))
     if not gone:
         return name
-    path: list[str] = []
+    above: list[str] = []
     for part in name.split("."):
-        removed = gone.get(".".join(path))
+        removed = gone.get(".".join(above))
         if removed and part.isdigit():
             number, left = -1, int(part)
             while left >= 0:
                 number += 1
                 left -= number not in removed
             part = str(number)
-        path.append(part)
-    return ".".join(path)
+        above.append(part)
+    return ".".join(above)
 
 
 def cut_as(tensor: Tensor, name: str, link: Correspondence) -> Tensor:
