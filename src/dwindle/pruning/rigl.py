@@ -18,7 +18,7 @@ from dwindle.config import Granularity, Target
 from dwindle.config.errors import ConfigError, DwindleError, did_you_mean
 from dwindle.pruning.base import block_norm
 from dwindle.pruning.plan import PlannedTarget, with_ratios
-from dwindle.pruning.sparsity import smallest
+from dwindle.pruning.sparsity import share_of, smallest
 from dwindle.pruning.trained import TrainingPruner, whole_number
 from dwindle.training.processes import sum_over_processes
 
@@ -296,7 +296,7 @@ def _erk_ratios(goals: Mapping[Target, PlannedTarget]) -> dict[Target, float]:
     gone = [count - int(kept) for kept, count in zip(exact, counts, strict=True)]
     if len({planned.block_size for planned in goals.values()}) == 1:
         # whole blocks: those that were rounded down most get the blocks that are missing
-        missing = sum(gone) - int(sum(counts) * ratio)
+        missing = sum(gone) - share_of(sum(counts), ratio)
         order = sorted(range(len(gone)), key=lambda layer: int(exact[layer]) - exact[layer])
         for layer in order[: max(missing, 0)]:
             gone[layer] -= 1

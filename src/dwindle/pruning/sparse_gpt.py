@@ -19,6 +19,7 @@ from dwindle.pruning.brain_surgeon import Choice, free_blocks, reconstruct, reco
 from dwindle.pruning.linear_layers import block_ids, from_matrix, input_of, sums_of_products, to_matrix
 from dwindle.pruning.masks import tied_targets
 from dwindle.pruning.observation import ObservingPruner
+from dwindle.pruning.sparsity import share_of
 from dwindle.pruning.wanda import check_linear
 from dwindle.training.progress import tracked
 
@@ -339,7 +340,7 @@ class _Layer:
             for own, (order, choice) in zip(free, choices, strict=True)
         ]
         blocks = int(self.ids.max()) + 1
-        removed = max(int(blocks * self.ratio) - (blocks - sum(possible)), 0)
+        removed = max(share_of(blocks, self.ratio) - (blocks - sum(possible)), 0)
         before = 0
         for (order, choice), own in zip(choices, possible, strict=True):
             share = removed * (before + own) // max(sum(possible), 1) - removed * before // max(

@@ -59,6 +59,14 @@ class RankedUnits:
         return min(low, high), high
 
 
+def share_of(count: int, ratio: float) -> int:
+    """Return how many of ``count`` a ratio means: rounded down, but not by the last bit of a product.
+
+    In binary 0.7 of 170 is a little less than 119, which is meant.
+    """
+    return math.floor(count * ratio * (1 + 1e-12) + 1e-9)
+
+
 def smallest(values: Tensor, count: int) -> Tensor:
     """Return which ``count`` values are the smallest, as a boolean tensor of the same shape.
 
@@ -169,13 +177,13 @@ def _by_ratio(units: RankedUnits) -> Tensor:
         return torch.ones_like(units.metric, dtype=torch.bool)
     low, high = units.bounds()
     if units.parts == 1:
-        return ~smallest(units.metric, min(max(int(units.count * units.ratio), low), high))
+        return ~smallest(units.metric, min(max(share_of(units.count, units.ratio), low), high))
     if units.count % units.parts:
         raise ConfigError(
             f"{units.name}: internal_metric_block {units.parts} does not divide its {units.count} blocks"
         )
     size = units.count // units.parts
-    count = min(max(int(size * units.ratio), -(-low // units.parts)), high // units.parts)
+    count = min(max(share_of(size, units.ratio), -(-low // units.parts)), high // units.parts)
     parts = units.metric.reshape(units.parts, size)
     order = parts.argsort(dim=1, stable=True)[:, :count]
     gone = torch.zeros_like(parts, dtype=torch.bool).scatter_(1, order, True)
@@ -193,7 +201,7 @@ def _by_group(group: int | str, sets: list[RankedUnits]) -> list[Tensor]:
         shown = ", ".join(f"{units.name}: {units.ratio:g}" for units in sets[:4])
         raise ConfigError(f"global_group_id {group!r}: all targets need the same sparse_ratio ({shown})")
     ratio = sets[0].ratio or 0.0
-    goal = int(sum(units.count * units.elements for units in sets) * ratio)
+    goal = share_of(sum(units.count * units.elements for units in sets), ratio)
     limits = [_limits(units, ratio) for units in sets]
     unbounded = _ranked(sets, [None] * len(sets), goal)
     counts = [int(torch.count_nonzero(gone)) for gone in unbounded]
