@@ -274,7 +274,7 @@ def test_removed_blocks_and_two_prunings_compose():
     assert error(model, original, x) < 0.7 * before
 
 
-def test_a_repair_that_makes_held_out_outputs_worse_is_taken_back():
+def test_a_pass_that_makes_held_out_outputs_worse_is_taken_back():
     model = nn.Sequential(nn.Linear(4, 8), nn.Tanh(), nn.Linear(8, 8), nn.Tanh(), nn.Linear(8, 2)).eval()
     original = copy.deepcopy(model)
     with torch.no_grad():
@@ -288,8 +288,20 @@ def test_a_repair_that_makes_held_out_outputs_worse_is_taken_back():
     )
     before = {name: held.clone() for name, held in model.state_dict().items()}
     report = dw.repair(model, original, torch.randn(64, 4))
+    assert any("1 of 3 passes" in note and "taken back" in note for note in report.notes)
+    last = [layer for layer in report.layers if layer.name.startswith("4.")]
+    assert last
+    assert not any(layer.repaired for layer in last)
+    assert all(torch.equal(model.state_dict()[name], before[name]) for name in ("4.weight", "4.bias"))
+    assert report.output_after < report.output_before
+    # where nothing else can be repaired, nothing is
+    with torch.no_grad():
+        for name, held in model.state_dict().items():
+            held.copy_(before[name])
+            if not name.startswith("4."):
+                original.state_dict()[name].copy_(held)
+    report = dw.repair(model, original, torch.randn(64, 4), passes=1)
     assert not report.accepted
-    assert any("taken back" in note for note in report.notes)
     assert all(torch.equal(held, before[name]) for name, held in model.state_dict().items())
 
 

@@ -7,6 +7,7 @@ import copy
 import itertools
 import time
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -16,7 +17,7 @@ from dwindle import simulate
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.quantization.calls import tensors_in
 from dwindle.realize.repairing.affine_calls import to_weight
-from dwindle.realize.repairing.collecting import collect
+from dwindle.realize.repairing.collecting import collect, padding_of
 from dwindle.realize.repairing.correspondence import correspondence
 from dwindle.realize.repairing.layers import Layer, pair_layers, passes_of
 from dwindle.realize.repairing.least_squares import Fit, Moments, fit
@@ -234,27 +235,36 @@ def _repair(
     numbers = range(len(inputs))
     held_out = [number for number in numbers if _is_held_out(number, len(inputs))]
     report.inputs = len(inputs) - len(held_out), len(held_out)
-    report.output_before = _difference(small, original, [inputs[number] for number in held_out])
+    judge = _Judge(original, [inputs[number] for number in held_out])
+    report.output_before = best = judge.difference(small)
     groups = passes_of(layers, passes, memory)
     report.passes = len(groups)
-    work = list(itertools.product(groups, numbers))
+    work, worse = list(itertools.product(groups, numbers)), 0
     sums: tuple[dict[str, Moments], dict[str, Moments]] = {}, {}
     for group, number in tracked(work, "repair"):
         collect(small, original, group, inputs[number], sums[number in held_out])
         if number == numbers[-1]:
-            for layer in group:
-                report.layers += _repair_layer(small, layer, *sums, left)
+            with _restored(small) as put_back:
+                entries = [entry for layer in group for entry in _repair_layer(small, layer, *sums, left)]
+                now = judge.difference(small)
+                if best is not None and now is not None and not now <= best:
+                    put_back()
+                    worse += 1
+                    entries = [replace(own, strength=None, error_after=own.error_before) for own in entries]
+                else:
+                    best = now
+            report.layers += entries
             for own in sums:
                 own.clear()
     if not layers:
         report.notes.append("no layer was found that could be repaired")
-    report.output_after = _difference(small, original, [inputs[number] for number in held_out])
+    report.output_after = best
     if report.output_before is None or report.output_after is None:
         report.notes.append("the outputs of the two models cannot be compared, only those of the layers")
-    elif not report.output_after <= report.output_before:
-        report.accepted = False
+    if worse:
+        report.accepted = worse < len(groups)
         report.notes.append(
-            "the repair made held-out outputs worse and was taken back; give more (varied) data"
+            f"{worse} of {len(groups)} passes made held-out outputs worse and were taken back; more (varied) data help"
         )
     return report
 
@@ -317,16 +327,32 @@ def _apply(small: nn.Module, layer: Layer, found: Fit) -> None:
                 mean.sub_(constant.to(mean.dtype))
 
 
-def _difference(small: nn.Module, original: nn.Module, inputs: Sequence[Inputs]) -> float | None:
-    """Return the squared error of the outputs as a share of the original's; None when there is nothing to compare."""
-    error = power = 0.0
-    with torch.no_grad():
-        for args, kwargs in inputs:
-            pairs = zip(
-                tensors_in(small(*args, **kwargs)), tensors_in(original(*args, **kwargs)), strict=False
-            )
-            for ours, theirs in pairs:
-                if theirs.is_floating_point() and ours.shape == theirs.shape:
-                    error += float((ours.double() - theirs.double()).square().sum())
-                    power += float(theirs.double().square().sum())
-    return error / power if power > 0 else None
+class _Judge:
+    """Compares outputs on held-out inputs with those of the original, tokens of padding left out."""
+
+    def __init__(self, original: nn.Module, inputs: Sequence[Inputs]) -> None:
+        self.inputs = inputs
+        with torch.no_grad():
+            self.wanted = [_floating(original(*args, **kwargs)) for args, kwargs in inputs]
+
+    def difference(self, small: nn.Module) -> float | None:
+        """Return the squared error of the outputs as a share of the original's; None when nothing can be compared."""
+        error = power = 0.0
+        for own, wanted in zip(self.inputs, self.wanted, strict=True):
+            args, kwargs = own
+            with torch.no_grad():
+                found = _floating(small(*args, **kwargs))
+            tokens = padding_of(own)
+            for ours, theirs in zip(found, wanted, strict=False):
+                if ours.shape != theirs.shape:
+                    continue
+                ours, theirs = ours.double(), theirs.double()
+                if tokens is not None and ours.shape[:2] == tokens.shape:
+                    ours, theirs = ours[tokens], theirs[tokens]
+                error += float((ours - theirs).square().sum())
+                power += float(theirs.square().sum())
+        return error / power if power > 0 else None
+
+
+def _floating(output: Any) -> list[Tensor]:
+    return [tensor for tensor in tensors_in(output) if tensor.is_floating_point()]

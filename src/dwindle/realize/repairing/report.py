@@ -45,7 +45,7 @@ class RepairReport:
         output_before: Squared error of the model's outputs on held-out inputs, as a share of the original's squared
             outputs; None where they cannot be compared.
         output_after: The same after the repair.
-        accepted: False when the repair made the held-out outputs worse and was taken back as a whole.
+        accepted: False when every pass made the held-out outputs worse and was taken back.
         inputs: How many batches were used to fit, and how many were held out.
         passes: Passes over the data.
         seconds: Wall time.
