@@ -25,6 +25,7 @@ from dwindle.realize.repairing.recording import record
 from dwindle.realize.repairing.report import LayerRepair, RepairReport
 from dwindle.realize.shrink import ShrinkResult
 from dwindle.training.inputs import Inputs, input_batches
+from dwindle.training.modes import modes_kept
 from dwindle.training.progress import tracked
 
 PARTS = ("weights", "biases", "norms")
@@ -191,14 +192,10 @@ def _hand_over(plain: nn.Module, model: nn.Module) -> None:
 @contextlib.contextmanager
 def _still(*models: nn.Module) -> Iterator[None]:
     """Evaluation mode; afterwards every module is in the mode it was in."""
-    flags = [(module, module.training) for model in models for module in model.modules()]
-    try:
+    with modes_kept(*models):
         for model in models:
             model.eval()
         yield
-    finally:
-        for module, training in flags:
-            module.training = training
 
 
 @contextlib.contextmanager

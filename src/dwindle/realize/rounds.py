@@ -18,6 +18,7 @@ from dwindle.realize.from_masks import realize
 from dwindle.realize.shrink import ShrinkResult
 from dwindle.realize.surgery import sliced
 from dwindle.training.compressor import Compressor
+from dwindle.training.modes import modes_kept
 from dwindle.training.rewinding import Rewinding
 from dwindle.training.schedule import CubicSchedule, ExponentialSchedule, LinearSchedule
 
@@ -338,14 +339,9 @@ def _count(model: nn.Module) -> int:
 
 
 def _evaluated(model: nn.Module, evaluate: Callable[[nn.Module], float]) -> float:
-    flags = [(module, module.training) for module in model.modules()]
-    model.eval()
-    try:
-        with torch.no_grad():
-            return float(evaluate(model))
-    finally:
-        for module, training in flags:
-            module.training = training
+    with modes_kept(model), torch.no_grad():
+        model.eval()
+        return float(evaluate(model))
 
 
 def _check_rounds(rounds: int) -> None:

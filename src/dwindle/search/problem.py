@@ -36,6 +36,7 @@ from dwindle.search.storage import TrialStore
 from dwindle.search.trial import Trial, key_of
 from dwindle.training.checkpoint import random_state, restore_random_state
 from dwindle.training.loop import seed_everything
+from dwindle.training.modes import modes_kept
 
 __all__ = ["Problem"]
 
@@ -266,12 +267,9 @@ class Problem:
 
     def _tune(self, model: nn.Module, counts: Counts) -> None:
         if self.fine_tune is not None and counts != self.space.full():
-            with self.seeded(key_of(self.space.named(counts), self.base)):
-                modes = [(module, module.training) for module in model.modules()]
+            with self.seeded(key_of(self.space.named(counts), self.base)), modes_kept(model):
                 model.train()
                 self.fine_tune(model)
-                for module, mode in modes:
-                    module.training = mode
 
     def assess(self, counts: Counts) -> Trial:
         """Carry out one trial.

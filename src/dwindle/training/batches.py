@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError
+from dwindle.training.modes import modes_kept
 
 __all__ = ["accuracy", "logits_of", "move_batch", "predictions", "split_batch"]
 
@@ -85,21 +86,16 @@ def predictions(model: nn.Module, loader: Iterable[Any]) -> tuple[Tensor, Tensor
         The predicted classes (the largest logit of the last dimension) and the targets, int64, on the CPU.
         The model's training flags are as before afterwards.
     """
-    flags = [(module, module.training) for module in model.modules()]
     first = next(model.parameters(), None)
     device = first.device if first is not None else torch.device("cpu")
     predicted: list[Tensor] = []
     expected: list[Tensor] = []
-    model.eval()
-    try:
-        with torch.no_grad():
-            for batch in loader:
-                args, kwargs, target = split_batch(move_batch(batch, device))
-                predicted.append(logits_of(model(*args, **kwargs)).argmax(-1).cpu())
-                expected.append(torch.as_tensor(target).cpu())
-    finally:
-        for module, training in flags:
-            module.training = training
+    with modes_kept(model), torch.no_grad():
+        model.eval()
+        for batch in loader:
+            args, kwargs, target = split_batch(move_batch(batch, device))
+            predicted.append(logits_of(model(*args, **kwargs)).argmax(-1).cpu())
+            expected.append(torch.as_tensor(target).cpu())
     if not predicted:
         raise ConfigError("the loader gave no batch")
     return torch.cat(predicted), torch.cat(expected)
