@@ -59,7 +59,9 @@ def latency(whole: Any, small: Any, inputs: tuple[Any, ...], rounds: int = 30) -
     return statistics.median(times[0][5:]), statistics.median(times[1][5:])
 
 
-def row_of(task: Any, method: Any, ratio: float, seed: int, whole: Any) -> dict[str, Any]:
+def row_of(
+    task: Any, method: Any, ratio: float, seed: int, whole: Any, accuracy_whole: float
+) -> dict[str, Any]:
     """Prune, fine-tune and judge one model."""
     from contest.methods import sparsity
     from dwindle.measure.macs import count_macs
@@ -70,7 +72,7 @@ def row_of(task: Any, method: Any, ratio: float, seed: int, whole: Any) -> dict[
     small.eval()
     slow, fast = latency(whole, small, task.examples)
     return {
-        "accuracy_whole": task.accuracy(whole),
+        "accuracy_whole": accuracy_whole,
         "accuracy_before_tuning": before,
         "accuracy": task.accuracy(small),
         "macs": count_macs(small, task.examples) / count_macs(whole, task.examples),
@@ -140,10 +142,11 @@ def run(options: argparse.Namespace) -> None:
         task = tasks[name] = tasks.get(name) or _task(TASKS[name](), options.quick)
         if (name, seed) not in whole:
             whole.clear()
-            whole[name, seed] = trained(task, seed, MODELS / ("quick" if options.quick else ""))
+            model = trained(task, seed, MODELS / ("quick" if options.quick else ""))
+            whole[name, seed] = model, task.accuracy(model)
         try:
             with limited(options.limit):
-                row |= row_of(task, method, ratio, seed, whole[name, seed])
+                row |= row_of(task, method, ratio, seed, *whole[name, seed])
         except Exception as error:
             row["failure"] = f"{type(error).__name__}: {error}"[:300]
         with options.output.open("a") as file:

@@ -218,11 +218,12 @@ def structured_methods() -> list[Method]:
     found = [one_shot("random, local", "random", "local")]
     for name in ("l1", "l2", "fpgm", "group_norm"):
         found += [one_shot(f"{name}, {scope}", name, scope) for scope in ("local", "global")]
+    found += [one_shot(f"{name}, local", name, "local", needs_data=True) for name in ("taylor", "outputs")]
     for name in ("taylor", "fisher", "hessian", "outputs", "activation"):
-        found += [one_shot(f"{name}, {scope}", name, scope, needs_data=True) for scope in ("local", "global")]
+        found.append(one_shot(f"{name}, global", name, "global", needs_data=True))
     found += [
-        one_shot(f"{name}, local, repaired", name, "local", needs_data=name == "fisher", repaired=True)
-        for name in ("l2", "group_norm", "fisher")
+        one_shot("group_norm, global, repaired", "group_norm", "global", repaired=True),
+        one_shot("outputs, global, repaired", "outputs", "global", needs_data=True, repaired=True),
     ]
     found += [sparse_first(), slimming()]
     found += [

@@ -179,19 +179,19 @@ def digits() -> Task:
 
 
 def fashion() -> Task:
-    """20,000 pictures of Fashion-MNIST, the whole test set, and a ResNet-8 behind a strided stem."""
+    """6,000 pictures of Fashion-MNIST, 5,000 of its test set, and a ResNet-8 behind a strided stem."""
     return image_task(
         "fashion",
-        zoo.fashion_mnist().first(20_000),
+        zoo.fashion_mnist().first(6_000, 5_000),
         zoo.fashion_resnet,
-        epochs=8,
-        tuning=3,
+        epochs=10,
+        tuning=2,
         rate=0.2,
         tuning_rate=0.1,
     )
 
 
-def sentences(train: int = 4000, test: int = 2000, length: int = 40) -> Task:
+def sentences(train: int = 1600, test: int = 1000, length: int = 40) -> Task:
     """Sentences about films and all-MiniLM-L6-v2, whose heads and inner widths may shrink (not its embedding)."""
     _, tokenizer = zoo.minilm()
     texts = zoo.movie_reviews("sentences")[: train + test]
@@ -215,8 +215,8 @@ def sentences(train: int = 4000, test: int = 2000, length: int = 40) -> Task:
         loader,
         list(TokenLoader(tokens[train:], labels[train:], 100, shuffle=False)),
         (full, torch.ones_like(full)),
-        list(TokenLoader(tokens[:256], labels[:256], 32, shuffle=False)),
-        epochs=1,
+        list(TokenLoader(tokens[:128], labels[:128], 32, shuffle=False)),
+        epochs=2,
         tuning=1,
         rate=5e-5,
         tuning_rate=1e-4,
