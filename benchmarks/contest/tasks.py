@@ -108,7 +108,8 @@ class Task:
     ) -> nn.Module:
         """Train in place, with a learning rate that rises and falls once."""
         loader = self.loader(seed)
-        parameters = [own for own in model.parameters() if own.requires_grad]
+        others = {id(parameter) for own in compressors for parameter in own.parameters()}
+        parameters = [own for own in model.parameters() if own.requires_grad and id(own) not in others]
         if self.adam:
             optimizer: torch.optim.Optimizer = torch.optim.AdamW(parameters, rate, weight_decay=0.01)
         else:

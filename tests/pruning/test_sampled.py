@@ -20,9 +20,9 @@ from dwindle.pruning import L0Pruner, RBPruner, TrainingPruner
 from dwindle.pruning.l0 import expected_gate, hard_concrete, open_probability
 from dwindle.pruning.regularized import SampledMask, kept_share, share_penalty
 from dwindle.pruning.sampling import logistic_noise
-from dwindle.training import compress
+from dwindle.training import TrainingOptions, compress, fit
 from pruning.models import Residual, lively
-from pruning.training_runs import check_resume, network, train, zeros
+from pruning.training_runs import check_resume, classes, network, train, zeros
 
 CONFIG: list[dict[str, Any]] = [{"op_names": ["0", "3"], "sparse_ratio": 0.6}]
 
@@ -197,6 +197,42 @@ def test_resumed_equals_uninterrupted(kind: type[TrainingPruner], steps: int, tm
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # so few steps: the rest goes at once
         check_resume(make, tmp_path / "state")
+        check_resume(make, tmp_path / "plain", optimizer=torch.optim.SGD)
+
+
+def test_beside_sgd_the_logits_have_an_optimizer_of_their_own() -> None:
+    model = network()
+    pruner = RBPruner(model, CONFIG, training_steps=60)
+    x, y = classes()
+    weights = torch.optim.SGD(model.parameters(), lr=0.1)
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")  # that the scores stayed behind
+        fit(model, [(x, y)], weights, epochs=70, compressors=[pruner], options=TrainingOptions(progress=False))
+    assert len(weights.param_groups) == 1
+    assert zeros(model, "3.weight") == int(256 * 0.6)
+    with compress(model, []) as run:
+        assert run.adaptive_optimizer(weights) is None
+    other = network()
+    with compress(other, [RBPruner(other, CONFIG, training_steps=4)]) as run:
+        assert run.adaptive_optimizer(torch.optim.AdamW(other.parameters())) is None
+        made = run.adaptive_optimizer(torch.optim.SGD(other.parameters(), lr=0.1))
+        assert made is not None and [group["lr"] for group in made.param_groups] == [0.1]
+        assert run.add_parameters_to(torch.optim.SGD(other.parameters(), lr=0.1)) == 0
+        run.compressors[0].finish()  # type: ignore[attr-defined]
+
+
+def test_the_prior_is_the_logit_of_the_rank() -> None:
+    model = network()
+    with torch.no_grad():
+        model[0].weight[3] = 0.25  # ties keep their order
+    sizes = [np.abs(model[number].weight.detach().numpy()).ravel() for number in (0, 3)]
+    with compress(model, [RBPruner(model, CONFIG, training_steps=4, prior=1.5)]) as run:
+        scores = [own.detach().numpy().ravel() for own in run.parameters()]
+        run.compressors[0].finish()  # type: ignore[attr-defined]
+    for size, score in zip(sizes, scores, strict=True):
+        rank = np.empty(len(size))
+        rank[np.argsort(size, kind="stable")] = (np.arange(len(size)) + 0.5) / len(size)
+        assert np.allclose(score, np.log(99.0) + 1.5 * np.log(rank / (1 - rank)), rtol=1e-5, atol=1e-5)
 
 
 @pytest.mark.parametrize(("steps", "rate"), [(50, 0.1), (3000, 0.01)])
@@ -211,7 +247,7 @@ def test_the_default_learning_rate_lets_logits_cross_their_range(steps: int, rat
 
 def test_rb_says_when_its_scores_stayed_behind() -> None:
     model = network()
-    pruner = RBPruner(model, CONFIG, training_steps=5, learning_rate=1e-4)
+    pruner = RBPruner(model, CONFIG, training_steps=5, learning_rate=1e-4, prior=0.0)
     with pytest.warns(UserWarning, match=r"masked 0.0% .* where 60.0% were asked"):
         train(model, pruner, 5)
     assert zeros(model, "3.weight") == int(256 * 0.6)
@@ -247,5 +283,7 @@ def test_errors() -> None:
             kind(model, CONFIG, training_steps=5, width=0.0)
         with pytest.raises(ConfigError, match="seed"):
             kind(model, CONFIG, training_steps=5, seed=-1)
+    with pytest.raises(ConfigError, match="prior"):
+        RBPruner(model, CONFIG, training_steps=5, prior=-1.0)
     with pytest.raises(ConfigError, match="first_closed"):
         L0Pruner(model, CONFIG, training_steps=5, first_closed=1.0)

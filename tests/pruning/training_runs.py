@@ -62,7 +62,12 @@ def train(
     return losses
 
 
-def check_resume(make: Callable[[nn.Module], Pruner], path: Path, epochs: int = 6) -> None:
+def check_resume(
+    make: Callable[[nn.Module], Pruner],
+    path: Path,
+    epochs: int = 6,
+    optimizer: type[torch.optim.Optimizer] = torch.optim.AdamW,
+) -> None:
     """A run that is killed after half of its epochs and taken up again ends bit by bit like one that is not."""
     x, y = classes()
     batches = [(x[i : i + 16], y[i : i + 16]) for i in range(0, 64, 16)]
@@ -72,8 +77,8 @@ def check_resume(make: Callable[[nn.Module], Pruner], path: Path, epochs: int = 
 
     def run(checkpoint: Path | None, kill_at: int | None) -> dict[str, Tensor]:
         model = network()
-        optimizer = torch.optim.AdamW(model.parameters(), lr=0.02)
-        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, lambda step: 1 / (1 + 0.1 * step))
+        updater = optimizer(model.parameters(), lr=0.02)
+        schedule = torch.optim.lr_scheduler.LambdaLR(updater, lambda step: 1 / (1 + 0.1 * step))
         calls = 0
 
         def evaluate(_: nn.Module) -> float:
@@ -86,7 +91,7 @@ def check_resume(make: Callable[[nn.Module], Pruner], path: Path, epochs: int = 
         fit(
             model,
             batches,
-            optimizer,
+            updater,
             epochs=epochs,
             schedule=schedule,
             compressors=[make(model)],

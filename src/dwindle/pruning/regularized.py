@@ -25,7 +25,7 @@ from dwindle.training.schedule import CubicSchedule, Schedule
 
 __all__ = ["RBPruner", "SampledMask", "kept_share", "share_penalty"]
 
-#: The probability to stay with which every weight begins.
+#: The probability to stay with which the median weight begins.
 _FIRST_PROBABILITY = 0.99
 
 #: Share of the steps over which the level rises by default.
@@ -100,14 +100,17 @@ class SampledMask(simulate.ScoredMask):
 class RBPruner(SampledPruner):
     """Weights whose learned probability to stay is smallest go.
 
-    In training every weight (or block) stays with probability ``sigmoid(score)``, drawn anew at every step; the
+    The median weight begins with a probability of 0.99 to stay; with ``prior`` larger ones begin with more and smaller
+    ones with less, so that short fine-tuning need not find out what magnitude says already (0 is NNCF's form). In
+    training every weight (or block) stays with probability ``sigmoid(score)``, drawn anew at every step; the
     gradient of its mask goes straight through the threshold into the score. ``run.loss()`` adds
     ``((kept - (1 - level)) / width)**2``, where ``kept`` is the share with a probability above a half and ``level``
     rises to the ratio of the config_list: one penalty for each ``global_group_id``, and for each target without one;
     the mean of them counts. After ``training_steps`` exactly the ratio with the smallest scores goes, and no mask is
     drawn any more.
 
-    Scores are logits with small gradients: train them with Adam, or give them a high learning rate.
+    Scores are logits with small gradients, which Adam can train: :func:`dwindle.training.fit` gives them their own beside
+    SGD, :meth:`CompressionRun.adaptive_optimizer` makes one for other loops.
     Every process draws the same masks.
 
     Args:
@@ -121,6 +124,8 @@ class RBPruner(SampledPruner):
         width: Distance from the level at which the penalty is 1.
         learning_rate: Of the scores; None is 30 over ``training_steps``, at most 0.1, which suits Adam.
         seed: Of the masks that are drawn; the same in all processes of a run.
+        prior: The first logit of a block is that of 0.99 plus ``prior`` times the logit of its norm's rank in its
+            target, between 0 and 1.
 
     Raises:
         ConfigError: An argument is not valid.
@@ -140,6 +145,7 @@ class RBPruner(SampledPruner):
         width: float = 0.05,
         learning_rate: float | None = None,
         seed: int = 0,
+        prior: float = 1.0,
     ) -> None:
         super().__init__(
             model,
@@ -152,7 +158,9 @@ class RBPruner(SampledPruner):
         )
         if not width > 0:
             raise ConfigError(f"width: {width!r} is not a positive number")
-        self.width = width
+        if not prior >= 0:
+            raise ConfigError(f"prior: {prior!r} is not a number from 0 on")
+        self.width, self.prior = width, prior
         self.schedule = schedule or CubicSchedule(0.0, 1.0, steps=max(1, int(training_steps * _RISING)))
 
     def check(self, target: Target, granularity: Granularity) -> None:
@@ -164,9 +172,13 @@ class RBPruner(SampledPruner):
         check_share(type(self).__name__, self.plan.goals[target])
 
     def make_simulator(self, planned: PlannedTarget, weight: Tensor) -> nn.Module:
-        """Return a mask that is drawn, with a probability of 0.99 to stay for each block."""
+        """Return a mask that is drawn; the median block has a probability of 0.99 to stay."""
         noise = self.noise_of(planned, weight.device)
+        norms = planned.granularity.reduce(weight.float().square()).sqrt()
         score = torch.full_like(noise, math.log(_FIRST_PROBABILITY / (1 - _FIRST_PROBABILITY)))
+        if self.prior and norms.numel() > 1:
+            ranks = norms.flatten().argsort(stable=True).argsort().add(0.5).div(norms.numel())
+            score += self.prior * torch.logit(ranks).view_as(score)
         mask = SampledMask(score, planned.granularity, noise)
         before = self._before.get(planned.target)
         if before is not None:

@@ -91,13 +91,22 @@ class SampledPruner(TrainingPruner):
             learning_rate=learning_rate,
         )
         if learning_rate is None:
-            self.learning_rate = min(_LARGEST_RATE, _TRAVEL / training_steps)
+            self.learning_rate = self.default_rate(training_steps)
         self.seed = whole_number("seed", seed)
+
+    @staticmethod
+    def default_rate(training_steps: int) -> float:
+        """Return the learning rate at which Adam lets a logit cross its range a few times in so many steps."""
+        return min(_LARGEST_RATE, _TRAVEL / training_steps)
 
     def noise_of(self, planned: PlannedTarget, device: torch.device) -> Tensor:
         """Return the noise of a target at the present step, one number for each block."""
         shape = planned.granularity.block_shape(planned.shape)
         return logistic_noise(shape, self.seed, self.steps, str(planned.target), device)
+
+    def parameter_options(self) -> dict[str, Any]:
+        """Options of the logits' group in an optimizer: they want Adam, whatever trains the weights."""
+        return {**super().parameter_options(), "adaptive": True}
 
     def draw(self) -> None:
         """Renew the noise of every simulator."""

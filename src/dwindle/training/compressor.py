@@ -24,7 +24,7 @@ class Compressor(Protocol):
     Three more methods are used where they exist: ``attach()`` puts hooks and simulators on the model (called
     when the ``with`` block of :func:`dwindle.training.compress` is entered; ``compress()`` serves in its
     place), ``detach()`` takes them off, and ``parameter_options()`` gives the options that its parameters want in
-    an optimizer (``{"weight_decay": 0.0}``).
+    an optimizer (``{"weight_decay": 0.0}``; ``{"adaptive": True}`` where plain gradient steps are too small for them).
     """
 
     def step(self) -> None:

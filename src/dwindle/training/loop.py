@@ -130,7 +130,8 @@ def fit(
         model: Trained in place; ends in evaluation mode when ``evaluate`` is given, else in training mode.
         loader: Yields ``(inputs, target)`` (inputs may be a tuple), or a mapping with the key ``labels`` or
             ``label`` and keyword inputs. A loader with ``state_dict`` is saved and restored with the run.
-        optimizer: Holds the model's parameters; compressors' own parameters are added to it.
+        optimizer: Holds the model's parameters; compressors' own parameters are added to it (beside SGD, logits of
+            masks get Adam: :meth:`CompressionRun.adaptive_optimizer`).
         epochs: Passes over the loader.
         loss: ``loss(outputs, target) -> 0-d tensor``; outputs are logits (``.logits`` where a model gives a
             mapping or an output object).
@@ -154,9 +155,10 @@ def fit(
     _place(model, options)
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(compress(model, compressors))
+        apart = run.adaptive_optimizer(optimizer)
         run.add_parameters_to(optimizer, schedule=schedule)
         stack.enter_context(safe_convolutions(model, _device_of(model, options)))
-        state = _Loop(model, loader, optimizer, loss, schedule, run, options)
+        state = _Loop(model, loader, [optimizer, *([apart] if apart else [])], loss, schedule, run, options)
         result = TrainingResult()
         if options.seed is not None:
             seed_everything(options.seed)
@@ -182,13 +184,13 @@ class _Loop:
         self,
         model: nn.Module,
         loader: Iterable[Any],
-        optimizer: torch.optim.Optimizer,
+        optimizers: Sequence[torch.optim.Optimizer],
         loss: Loss,
         schedule: Any | None,
         run: CompressionRun,
         options: TrainingOptions,
     ):
-        self.model, self.loader, self.optimizer, self.loss = model, loader, optimizer, loss
+        self.model, self.loader, self.optimizers, self.loss = model, loader, optimizers, loss
         self.schedule, self.run, self.options = schedule, run, options
         self.device = _device_of(model, options)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "float16")
@@ -196,7 +198,7 @@ class _Loop:
     def epoch(self, advance: Callable[[float], None]) -> float:
         """Train one pass over the loader; return the mean loss."""
         self.model.train()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._zero_gradients()
         total, batches = 0.0, 0
         for batch in self.loader:
             value = self._backward(batch)
@@ -229,17 +231,22 @@ class _Loop:
 
     def _step(self) -> None:
         if self.options.clip_norm is not None:
-            self.scaler.unscale_(self.optimizer)
+            self.scaler.unscale_(self.optimizers[0])
             nn.utils.clip_grad_norm_(self.model.parameters(), self.options.clip_norm)
         scale = self.scaler.get_scale()
-        self.scaler.step(self.optimizer)
+        for optimizer in self.optimizers:
+            self.scaler.step(optimizer)
         self.scaler.update()
-        self.optimizer.zero_grad(set_to_none=True)
+        self._zero_gradients()
         if self.scaler.get_scale() < scale:
             return  # The gradients overflowed and the optimizer skipped this step, so nobody is told.
         self.run.step()
         if self.schedule is not None and self.options.schedule_every == "step":
             self.schedule.step()
+
+    def _zero_gradients(self) -> None:
+        for optimizer in self.optimizers:
+            optimizer.zero_grad(set_to_none=True)
 
     def save(self, path: Path, history: list[EpochRecord]) -> None:
         """Write the state after an epoch, atomically."""
@@ -247,7 +254,7 @@ class _Loop:
         state = {
             "history": [asdict(record) for record in history],
             "model": dict(self.model.state_dict()),
-            "optimizer": self.optimizer.state_dict(),
+            "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedule": self.schedule.state_dict() if self.schedule is not None else None,
             "run": self.run.state_dict(),
             "scaler": self.scaler.state_dict(),
@@ -268,7 +275,8 @@ class _Loop:
                 )
             self.run.load_state_dict(state["run"])
             self.model.load_state_dict(state["model"])
-            self.optimizer.load_state_dict(state["optimizer"])
+            for optimizer, saved in zip(self.optimizers, state["optimizers"], strict=True):
+                optimizer.load_state_dict(saved)
             if self.schedule is not None:
                 self.schedule.load_state_dict(state["schedule"])
             self.scaler.load_state_dict(state["scaler"])

@@ -101,6 +101,7 @@ class CompressionRun:
         self._restore_on_error = restore_on_error
         self._snapshot: _Snapshot | None = None
         self._masks: dict[str, dict[str, Tensor]] | None = None
+        self._trained_apart: set[int] = set()
 
     def __enter__(self) -> CompressionRun:
         if self.active:
@@ -186,9 +187,10 @@ class CompressionRun:
                 rate they get that of the first group.
 
         Returns:
-            How many parameters were added; those that the optimizer has already are left alone.
+            How many parameters were added; those that it or :meth:`adaptive_optimizer` has already are left alone.
         """
         known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        known |= self._trained_apart
         added, first = 0, len(optimizer.param_groups)
         for compressor in self.compressors:
             missing = []
@@ -205,6 +207,27 @@ class CompressionRun:
         if schedule is not None:
             follow_new_groups(schedule, optimizer, first)
         return added
+
+    def adaptive_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Adam | None:
+        """Return an optimizer of their own for parameters that plain gradient steps hardly move, or None.
+
+        Logits of masks have gradients as small as their share of a model. Where the user's optimizer is SGD, they are
+        given to Adam, and :meth:`add_parameters_to` leaves them alone from then on. Step it and zero its gradients beside
+        the user's.
+
+        Args:
+            optimizer: The user's.
+        """
+        if not isinstance(optimizer, torch.optim.SGD):
+            return None
+        groups = []
+        for compressor in self.compressors:
+            wanted: dict[str, Any] = getattr(compressor, "parameter_options", dict)()
+            parameters = [own for own in compressor.parameters() if id(own) not in self._trained_apart]
+            if wanted.get("adaptive") and parameters:
+                self._trained_apart |= {id(own) for own in parameters}
+                groups.append({"params": parameters, **({"lr": wanted["lr"]} if "lr" in wanted else {})})
+        return torch.optim.Adam(groups) if groups else None
 
     def realize(self, example_inputs: tuple[Any, ...] | None = None, **options: Any) -> Any:
         """Make the really small model: ``dw.realize`` with the masks of this run.
