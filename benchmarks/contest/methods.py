@@ -222,6 +222,8 @@ def structured_methods() -> list[Method]:
     for name in ("taylor", "fisher", "hessian", "outputs", "activation"):
         found.append(one_shot(f"{name}, global", name, "global", needs_data=True))
     found += [
+        one_shot("l1, local, repaired", "l1", "local", repaired=True),
+        one_shot("l1, global, repaired", "l1", "global", repaired=True),
         one_shot("group_norm, global, repaired", "group_norm", "global", repaired=True),
         one_shot("outputs, global, repaired", "outputs", "global", needs_data=True, repaired=True),
     ]

@@ -281,6 +281,9 @@ def nncf_rb() -> Method:
         stepped = _ByEpoch(schedule, task.batches, loss, masks)
         stepped.rate = pruning.RBPruner.default_rate(half * task.batches)
         task.tune(model, seed, [stepped])
+        if any(isinstance(own, nn.BatchNorm2d) for own in model.modules()):
+            images = nncf.Dataset([batch[0] for batch in task.calibration])
+            model = nncf.batch_norm_adaptation(model, images)
         return _stripped(model), None
 
     return Method("RB", "nncf", "unstructured", run)
