@@ -236,8 +236,9 @@ def _by_output(call: AffineCall, output: Tensor, rows: Tensor | None) -> Tensor:
     return flat.reshape(call.groups, -1, flat.shape[-1])
 
 
-def _places(size: int, step: int) -> Tensor:
-    return torch.arange((size - 1) % step // 2, size, step)
+def _first(size: int, step: int) -> int:
+    """Return where a regular part of ``size`` places begins, so that it lies in the middle."""
+    return (size - 1) % step // 2
 
 
 def _step(sizes: tuple[int, ...]) -> int:
@@ -250,9 +251,7 @@ def _subgrid(output: Tensor) -> Tensor:
     step = _step(sizes)
     if step == 1:
         return output
-    for dim, size in enumerate(sizes, start=2):
-        output = output.index_select(dim, _places(size, step).to(output.device))
-    return output
+    return output[(..., *(slice(_first(size, step), None, step) for size in sizes))]
 
 
 def _tuple(value: Any, count: int) -> tuple[int, ...]:
@@ -281,15 +280,13 @@ def _patches(call: AffineCall, value: Tensor) -> Tensor:
         (value.shape[dim + 2] - reach[dim] - 1) // stride[dim] + 1 for dim in range(count)
     )  # places of the output
     step = _step(sizes)
-    shape = [value.shape[0], call.groups, value.shape[1] // call.groups]
-    for dim in range(count):
-        starts = _places(sizes[dim], step) * stride[dim]
-        index = starts[:, None] + torch.arange(kernel[dim]) * dilation[dim]
-        value = value.index_select(dim + 2, index.flatten().to(value.device))
-        shape += [len(starts), kernel[dim]]
-    places, offsets = range(3, 3 + 2 * count, 2), range(4, 4 + 2 * count, 2)
-    ordered = value.reshape(shape).permute(1, 0, *places, 2, *offsets)
-    return ordered.reshape(call.groups, -1, call.feature_count)
+    for dim in range(count):  # views only: places where the dimension was, its patches behind all others
+        begin = _first(sizes[dim], step) * stride[dim]
+        value = value[(slice(None),) * (dim + 2) + (slice(begin, None),)]
+        value = value.unfold(dim + 2, reach[dim] + 1, stride[dim] * step)[..., :: dilation[dim]]
+    grouped = value.unflatten(1, (call.groups, -1))
+    places, offsets = range(3, 3 + count), range(3 + count, 3 + 2 * count)
+    return grouped.permute(1, 0, *places, 2, *offsets).reshape(call.groups, -1, call.feature_count)
 
 
 def _normalized(call: AffineCall, value: Tensor) -> Tensor:
