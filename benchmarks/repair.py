@@ -43,8 +43,8 @@ REPAIRS: dict[str, dict] = {
 def efficientnet(options: argparse.Namespace) -> tuple[nn.Module, tuple, object, Score]:
     """Return the model, example inputs, unlabelled data and what is judged."""
     model = zoo.efficientnet_lite0_timm()
-    data = zoo.photographs("calibration", crops=options.crops, size=options.size)
-    held_out = zoo.photographs("agreement", crops=8, size=options.size)
+    data = zoo.photographs("calibration", crops=options.crops, size=options.size, debian=options.debian)
+    held_out = zoo.photographs("agreement", crops=8, size=options.size, debian=options.debian)
     with torch.no_grad():
         guesses = torch.cat([model(part) for part in held_out.split(8)]).argmax(1)
 
@@ -140,7 +140,10 @@ def main() -> None:
     parser.add_argument("--models", nargs="+", default=list(CASES), choices=list(CASES))
     parser.add_argument("--cases", nargs="+", help="only these prunings")
     parser.add_argument("--repairs", nargs="+", default=list(REPAIRS), choices=list(REPAIRS))
-    parser.add_argument("--crops", type=int, default=16, help="of each of the ten photographs")
+    parser.add_argument("--crops", type=int, default=6, help="of each photograph")
+    parser.add_argument(
+        "--debian", action="store_true", help="more photographs: those of opencv-doc and mate-backgrounds"
+    )
     parser.add_argument("--size", type=int, default=224, help="pixels of a crop")
     parser.add_argument("--sentences", type=int, default=256)
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "repair.json")

@@ -79,6 +79,7 @@ class Task:
         tuning_rate: See there.
         adam: AdamW in place of SGD with momentum.
         prunable: Options of ``dw.prune`` and entries for a config_list that say what may shrink.
+        tuning_loader: Training batches for fine-tuning, where they are not all.
     """
 
     name: str
@@ -93,21 +94,28 @@ class Task:
     tuning_rate: float
     adam: bool = False
     prunable: dict[str, Any] = field(default_factory=dict)
+    tuning_loader: Callable[[int], Any] | None = None
 
     @property
     def batches(self) -> int:
-        """Optimizer steps of one epoch."""
-        return len(self.loader(0))
+        """Optimizer steps of one epoch of fine-tuning."""
+        return len((self.tuning_loader or self.loader)(0))
 
     def accuracy(self, model: nn.Module) -> float:
         """Share of the test set that is right."""
         return accuracy(model, self.test)
 
     def train(
-        self, model: nn.Module, seed: int, *, epochs: int, rate: float, compressors: Sequence[Any] = ()
+        self,
+        model: nn.Module,
+        loader: Any,
+        seed: int,
+        *,
+        epochs: int,
+        rate: float,
+        compressors: Sequence[Any] = (),
     ) -> nn.Module:
         """Train in place, with a learning rate that rises and falls once."""
-        loader = self.loader(seed)
         others = {id(parameter) for own in compressors for parameter in own.parameters()}
         parameters = [own for own in model.parameters() if own.requires_grad and id(own) not in others]
         if self.adam:
@@ -134,6 +142,7 @@ class Task:
         """Fine-tune in place: the same budget for every method."""
         return self.train(
             model,
+            (self.tuning_loader or self.loader)(seed),
             seed,
             epochs=self.tuning if epochs is None else epochs,
             rate=self.tuning_rate,
@@ -192,7 +201,7 @@ def fashion() -> Task:
     )
 
 
-def sentences(train: int = 1600, test: int = 1000, length: int = 40) -> Task:
+def sentences(train: int = 1600, test: int = 600, length: int = 32) -> Task:
     """Sentences about films and all-MiniLM-L6-v2, whose heads and inner widths may shrink (not its embedding)."""
     _, tokenizer = zoo.minilm()
     texts = zoo.movie_reviews("sentences")[: train + test]
@@ -208,6 +217,9 @@ def sentences(train: int = 1600, test: int = 1000, length: int = 40) -> Task:
 
     def loader(seed: int) -> TokenLoader:
         return TokenLoader(tokens[:train], labels[:train], 32, shuffle=True, seed=seed)
+
+    def tuning_loader(seed: int) -> TokenLoader:
+        return TokenLoader(tokens[: train // 2], labels[: train // 2], 32, shuffle=True, seed=seed)
 
     full = torch.full((2, length), 100)
     return Task(
@@ -226,6 +238,7 @@ def sentences(train: int = 1600, test: int = 1000, length: int = 40) -> Task:
             "prune": {"axes": ["heads", "feed_forward"]},
             "config": [{"op_names_re": [r".*\.(intermediate\.dense|attention\.self\.(query|key|value))"]}],
         },
+        tuning_loader=tuning_loader,
     )
 
 
@@ -248,7 +261,7 @@ def trained(task: Task, seed: int, directory: Any) -> nn.Module:
     if path.exists():
         model.load_state_dict(load_file(path))
         return model.eval()
-    task.train(model, seed, epochs=task.epochs, rate=task.rate)
+    task.train(model, task.loader(seed), seed, epochs=task.epochs, rate=task.rate)
     directory.mkdir(parents=True, exist_ok=True)
     save_file({name: value.contiguous() for name, value in copy.deepcopy(model).state_dict().items()}, path)
     return model

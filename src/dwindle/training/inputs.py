@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Mapping
 from typing import Any
 
@@ -22,7 +23,8 @@ def forward_inputs(model: nn.Module, batch: Any, adapt: Callable[[Any], Any] | N
     Args:
         model: Its forward's signature says how many leading elements of a tuple are inputs: the parameters
             without a default, at least one. The rest (labels) is left out.
-        batch: A tensor or array, a tuple or list, or a mapping by argument name (``labels`` are left out).
+        batch: A tensor or array, a tuple or list, or a mapping by argument name (``labels`` are left out). The inputs of
+            ``(inputs, labels)`` may themselves be a tuple or a mapping of all arguments.
         adapt: Applied first; whatever it returns is read by the same rules, except that a tuple is then taken
             whole.
 
@@ -32,6 +34,9 @@ def forward_inputs(model: nn.Module, batch: Any, adapt: Callable[[Any], Any] | N
     if adapt is not None:
         batch = adapt(batch)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
+    whole = adapt is not None
+    if not whole and isinstance(batch, tuple | list) and len(batch) == 2 and _is_all_arguments(model, batch[0]):
+        batch, whole = batch[0], True
     if isinstance(batch, Mapping):
         known = _keyword_names(model)
         chosen = {
@@ -47,7 +52,7 @@ def forward_inputs(model: nn.Module, batch: Any, adapt: Callable[[Any], Any] | N
     if isinstance(batch, tuple | list):
         if not batch:
             raise ConfigError("a batch is empty")
-        count = len(batch) if adapt is not None else max(1, min(len(batch), _required(model)))
+        count = len(batch) if whole else max(1, min(len(batch), _required(model)))
         return tuple(_tensor(value, device) for value in batch[:count]), {}
     if isinstance(batch, Tensor | np.ndarray):
         return (_tensor(batch, device),), {}
@@ -55,6 +60,18 @@ def forward_inputs(model: nn.Module, batch: Any, adapt: Callable[[Any], Any] | N
         f"a batch is a {type(batch).__name__}; tensors, tuples and mappings are understood, "
         "for others give adapt=function"
     )
+
+
+def _is_all_arguments(model: nn.Module, inputs: Any) -> bool:
+    """Whether the first part of a pair holds every argument, and is not one that is a tuple (a list of images)."""
+    if isinstance(inputs, Mapping):
+        return True
+    if not isinstance(inputs, tuple | list):
+        return False
+    parameters = _parameters(model)
+    most = math.inf if any(own.kind is own.VAR_POSITIONAL for own in parameters) else len(parameters)
+    least = _required(model)
+    return least <= len(inputs) <= most and (least > 1 or isinstance(inputs, tuple))
 
 
 def input_batches(
@@ -101,6 +118,8 @@ def batches_of(data: Any, name: str = "data") -> Iterable[Any]:
 def _tensor(value: Any, device: torch.device) -> Any:
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
+    if isinstance(value, tuple | list) and any(isinstance(entry, Tensor) for entry in value):
+        return type(value)([_tensor(entry, device) for entry in value]) if type(value) in (tuple, list) else value
     return value.to(device) if isinstance(value, Tensor) else value
 
 

@@ -1,4 +1,4 @@
-"""Real photographs that scikit-image and scikit-learn ship, made ready for ImageNet models.
+"""Real photographs that scikit-image, scikit-learn and two Debian packages ship, made ready for ImageNet models.
 
 There are no labels: the photographs serve to calibrate a quantizer and to count how often a small model says
 the same as the original one.
@@ -7,6 +7,7 @@ the same as the original one.
 from __future__ import annotations
 
 from collections.abc import Sequence
+from pathlib import Path
 from typing import Literal
 
 import numpy as np
@@ -16,6 +17,7 @@ from torch import Tensor
 from dwindle.zoo.datasets import import_or_explain
 
 __all__ = [
+    "DEBIAN_PHOTOGRAPHS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "PHOTOGRAPHS",
@@ -50,6 +52,27 @@ PHOTOGRAPHS: dict[str, str] = {
 }
 """Every photograph and the part it belongs to; no photograph serves both."""
 
+DEBIAN_FOLDERS: dict[str, Path] = {
+    "opencv-doc": Path("/usr/share/doc/opencv-doc/examples/data"),
+    "mate-backgrounds": Path("/usr/share/backgrounds/mate/nature"),
+}
+"""Where the two packages put their pictures."""
+
+_DEBIAN_FILES: dict[str, str] = {
+    "opencv-doc": "aero1.jpg aloeL.jpg apple.jpg baboon.jpg basketball1.png board.jpg box_in_scene.png building.jpg "
+    "butterfly.jpg chicky_512.png ela_original.jpg fruits.jpg graf1.png home.jpg left01.jpg leuvenA.jpg "
+    "licenseplate_motion.jpg messi5.jpg orange.jpg rubberwhale1.png smarties.png squirrel_cls.jpg stuff.jpg sudoku.png",
+    "mate-backgrounds": "Aqua.jpg Blinds.jpg Dune.jpg FreshFlower.jpg Garden.jpg GreenMeadow.jpg LadyBird.jpg "
+    "RainDrops.jpg Storm.jpg TwoWings.jpg Wood.jpg YellowFlower.jpg",
+}
+
+DEBIAN_PHOTOGRAPHS: dict[str, str] = {
+    f"{package}/{name}": ("calibration", "agreement")[number % 2]
+    for package, names in _DEBIAN_FILES.items()
+    for number, name in enumerate(names.split())
+}
+"""Photographs of the Debian packages ``opencv-doc`` and ``mate-backgrounds`` (no two of one scene), and their parts."""
+
 _SMALLEST_CROP = 0.35
 """Smallest area of a crop as a share of the photograph."""
 
@@ -58,18 +81,21 @@ def read_photograph(name: str) -> Tensor:
     """Read one photograph.
 
     Args:
-        name: A key of :data:`PHOTOGRAPHS`.
+        name: A key of :data:`PHOTOGRAPHS` or :data:`DEBIAN_PHOTOGRAPHS`.
 
     Returns:
         Shape ``(3, height, width)``, float32 between 0 and 1; grey pictures have three equal channels.
 
     Raises:
         KeyError: There is no photograph of that name.
+        FileNotFoundError: The Debian package is not installed.
         ImportError: scikit-image or scikit-learn is not installed.
     """
-    if name not in PHOTOGRAPHS:
-        raise KeyError(f"no photograph {name!r}; there are {', '.join(PHOTOGRAPHS)}")
-    if name in ("china", "flower"):
+    if name not in PHOTOGRAPHS and name not in DEBIAN_PHOTOGRAPHS:
+        raise KeyError(f"no photograph {name!r}; there are {', '.join([*PHOTOGRAPHS, *DEBIAN_PHOTOGRAPHS])}")
+    if name in DEBIAN_PHOTOGRAPHS:
+        pixels = _read_file(*name.split("/"))
+    elif name in ("china", "flower"):
         import_or_explain("sklearn", "scikit-learn")
         from sklearn.datasets import load_sample_image
 
@@ -82,6 +108,18 @@ def read_photograph(name: str) -> Tensor:
     return torch.from_numpy(pixels[..., :3].astype(np.float32) / 255.0).permute(2, 0, 1).contiguous()
 
 
+def _read_file(package: str, name: str) -> np.ndarray:
+    path = DEBIAN_FOLDERS[package] / name
+    if not path.exists():
+        raise FileNotFoundError(
+            f"{path} is not there. On Debian and Ubuntu: sudo apt-get update && sudo apt-get install {package}"
+        )
+    image = import_or_explain("PIL.Image", "pillow")
+    with image.open(path) as picture:
+        picture.thumbnail((1024, 1024))  # some are wallpapers
+        return np.asarray(picture.convert("RGB"))
+
+
 def photographs(
     part: Literal["calibration", "agreement", "all"] = "all",
     *,
@@ -90,6 +128,7 @@ def photographs(
     mean: Sequence[float] = (0.5, 0.5, 0.5),
     std: Sequence[float] = (0.5, 0.5, 0.5),
     seed: int = 0,
+    debian: bool = False,
 ) -> Tensor:
     """Cut crops out of the photographs and normalise them.
 
@@ -105,11 +144,13 @@ def photographs(
             most other models want :data:`IMAGENET_MEAN` and :data:`IMAGENET_STD`.
         std: Standard deviation of the channels.
         seed: Decides the random crops.
+        debian: Add :data:`DEBIAN_PHOTOGRAPHS`, behind the others.
 
     Returns:
         Shape ``(photographs * crops, 3, size, size)``, float32; the crops of a photograph lie together.
 
     Raises:
+        FileNotFoundError: A Debian package is not installed.
         ValueError: ``part`` is unknown, or ``crops`` or ``size`` is below 1.
     """
     if part not in ("calibration", "agreement", "all"):
@@ -118,7 +159,7 @@ def photographs(
         raise ValueError(f"crops and size must be at least 1, got {crops} and {size}")
     generator = torch.Generator().manual_seed(seed)
     cut: list[Tensor] = []
-    for name, belongs in PHOTOGRAPHS.items():
+    for name, belongs in {**PHOTOGRAPHS, **(DEBIAN_PHOTOGRAPHS if debian else {})}.items():
         # The generator moves on for every photograph, so the parts together are the same as "all".
         seeds = torch.randint(0, 2**31, (crops,), generator=generator)
         if part not in ("all", belongs):
