@@ -17,9 +17,9 @@ from dwindle import simulate
 from dwindle.config import Granularity, Target
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.pruning import LevelPruner, SparseGPTPruner, WandaPruner
-from dwindle.pruning.brain_surgeon import Choice, block_errors, inverse_factor, reconstruct
-from dwindle.pruning.linear_layers import columns, from_matrix, to_matrix
+from dwindle.pruning.brain_surgeon import Choice, block_errors, reconstruct
 from dwindle.pruning.wanda import ranks_in_rows
+from dwindle.training.linear_layers import columns, from_matrix, inverse_factor, to_matrix
 
 
 class Conv1D(nn.Module):

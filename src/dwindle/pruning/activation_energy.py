@@ -15,11 +15,11 @@ from dwindle.config.granularity import activation_axis
 from dwindle.pruning.axis_importance import GroupNorm, Loss, Normalize, over_mean
 from dwindle.pruning.importance import rows
 from dwindle.pruning.measured import MeasuredImportance
-from dwindle.pruning.model_pass import batches_for, device_of, undisturbed
 from dwindle.pruning.places import hook_places
 from dwindle.pruning.shared_axes import SharedAxis
 from dwindle.pruning.statistics import Statistics, agree
 from dwindle.training.inputs import forward_inputs
+from dwindle.training.model_pass import batches_for, device_of, undisturbed
 
 
 def read_energy(moments: Tensor, weight: Tensor, dim: int) -> Tensor:

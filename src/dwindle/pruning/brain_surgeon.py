@@ -13,8 +13,8 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from dwindle.config.errors import DwindleError
 from dwindle.pruning.sparsity import pattern_keep, smallest
+from dwindle.training.linear_layers import inverse_factor
 
 
 @dataclass(frozen=True)
@@ -32,31 +32,6 @@ class Choice:
     rows: Tensor | None = None
     removed: int = 0
     pattern: int | None = None
-
-
-def inverse_factor(hessian: Tensor, damping: float = 0.01) -> Tensor:
-    """Return the upper Cholesky factor U of the inverse: ``inv(H + damping * mean(diag H)) = U' U``.
-
-    Args:
-        hessian: ``X X'``, symmetric, ``[columns, columns]``.
-        damping: Share of the mean of the diagonal that is added to the diagonal; multiplied by ten, up to four
-            times, where rounding leaves no positive matrix.
-
-    Raises:
-        DwindleError: It has no factor even so.
-    """
-    diagonal = hessian.diagonal()
-    mean = float(diagonal.mean())
-    level = mean if mean > 0 else 1.0
-    for power in range(5):
-        damped = hessian.clone()
-        damped.diagonal().add_(damping * 10**power * level)
-        lower, failed = torch.linalg.cholesky_ex(damped)
-        if not int(failed):
-            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
-            if not int(failed):
-                return upper
-    raise DwindleError("the inputs of this layer give no positive definite matrix; try a larger damping")
 
 
 def block_errors(weight: Tensor, factor: Tensor, width: int) -> Tensor:

@@ -16,12 +16,12 @@ from torch import Tensor, nn
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.pruning.axis_importance import AxisImportance, Loss, Normalize, over_mean
 from dwindle.pruning.importance import rows
-from dwindle.pruning.model_pass import batches_for, device_of, task_loss, undisturbed
 from dwindle.pruning.second_order import saliency, samples_of
 from dwindle.pruning.shared_axes import AxisPlace, SharedAxis
 from dwindle.pruning.statistics import agree
 from dwindle.training.batches import logits_of
 from dwindle.training.inputs import forward_inputs
+from dwindle.training.model_pass import batches_for, device_of, task_loss, undisturbed
 from dwindle.training.processes import is_distributed, rank, sum_over_processes
 
 Products = Mapping[str, Tensor]

@@ -18,9 +18,9 @@ from torch.utils.hooks import RemovableHandle
 from dwindle.config import Target
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.pruning.base import Pruner
-from dwindle.pruning.model_pass import batches_for, device_of, statistics_of_batches, task_loss, undisturbed
 from dwindle.pruning.statistics import Statistics, agree
 from dwindle.training.inputs import batches_of, forward_inputs
+from dwindle.training.model_pass import batches_for, device_of, statistics_of_batches, task_loss, undisturbed
 
 #: The task's loss: ``loss(outputs, target)`` gives a 0-d tensor.
 Loss = Callable[[Any, Any], Tensor]

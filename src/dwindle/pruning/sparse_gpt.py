@@ -16,11 +16,11 @@ from dwindle.config import Granularity, Target
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.pruning.base import Pruner, check_progress
 from dwindle.pruning.brain_surgeon import Choice, free_blocks, reconstruct, reconstruction_error
-from dwindle.pruning.linear_layers import block_ids, from_matrix, input_of, sums_of_products, to_matrix
 from dwindle.pruning.masks import tied_targets
 from dwindle.pruning.observation import ObservingPruner
 from dwindle.pruning.sparsity import share_of
 from dwindle.pruning.wanda import check_linear
+from dwindle.training.linear_layers import block_ids, from_matrix, input_of, sums_of_products, to_matrix
 from dwindle.training.progress import tracked
 
 _UNFIT = (

@@ -11,7 +11,8 @@ from torch.utils.hooks import RemovableHandle
 
 from dwindle.config import Granularity, Target
 from dwindle.config.errors import ConfigError, DwindleError
-from dwindle.pruning.linear_layers import (
+from dwindle.pruning.observation import ObservingPruner
+from dwindle.training.linear_layers import (
     block_ids,
     from_matrix,
     input_of,
@@ -19,7 +20,6 @@ from dwindle.pruning.linear_layers import (
     sums_of_squares,
     to_matrix,
 )
-from dwindle.pruning.observation import ObservingPruner
 
 
 def wanda_scores(weight: Tensor, squares: Tensor) -> Tensor:

@@ -15,9 +15,9 @@ from torch import Tensor, nn
 from dwindle import simulate
 from dwindle.config import Target, history
 from dwindle.config.errors import ConfigError, RealizeError
-from dwindle.pruning.linear_layers import input_of, is_linear_layer, to_matrix
 from dwindle.pruning.masks import tied_targets
 from dwindle.realize.sparse_linear import BLOCKS, SparseLinear, block_density, from_description
+from dwindle.training.linear_layers import input_of, is_linear_layer, to_matrix
 from dwindle.training.progress import tracked
 
 _MOST = 0.5

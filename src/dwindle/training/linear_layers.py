@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from torch.nn import functional
 
 from dwindle.config import Granularity
+from dwindle.config.errors import DwindleError
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 
@@ -120,6 +121,31 @@ def sums_of_products(module: nn.Module, value: Tensor) -> tuple[Tensor, int]:
     if total is None:
         raise ValueError("a call without any sample")  # split() always gives one piece
     return total, samples
+
+
+def inverse_factor(hessian: Tensor, damping: float = 0.01) -> Tensor:
+    """Return the upper Cholesky factor U of the inverse: ``inv(H + damping * mean(diag H)) = U' U``.
+
+    Args:
+        hessian: ``X X'``, symmetric, ``[columns, columns]``.
+        damping: Share of the mean of the diagonal that is added to the diagonal; multiplied by ten, up to four
+            times, where rounding leaves no positive matrix.
+
+    Raises:
+        DwindleError: It has no factor even so.
+    """
+    diagonal = hessian.diagonal()
+    mean = float(diagonal.mean())
+    level = mean if mean > 0 else 1.0
+    for power in range(5):
+        damped = hessian.clone()
+        damped.diagonal().add_(damping * 10**power * level)
+        lower, failed = torch.linalg.cholesky_ex(damped)
+        if not int(failed):
+            upper, failed = torch.linalg.cholesky_ex(torch.cholesky_inverse(lower), upper=True)
+            if not int(failed):
+                return upper
+    raise DwindleError("the inputs of this layer give no positive definite matrix; try a larger damping")
 
 
 def block_ids(module: nn.Module, granularity: Granularity, shape: torch.Size | tuple[int, ...]) -> Tensor:
