@@ -7,12 +7,12 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
+from dwindle.graph.modes import in_mode
 from dwindle.measure.macs import (
     _count_running,
     count_macs,
     count_macs_by_module,
     counting_kernels,
-    evaluation_mode,
 )
 
 
@@ -101,7 +101,7 @@ def test_formula(case):
 def test_running_counts_the_same_as_meta(case):
     model, shapes, expected = CASES[case]
     args = tuple(torch.randn(shape) for shape in shapes)
-    with evaluation_mode(model), counting_kernels():
+    with in_mode(model, training=False), counting_kernels():
         assert _count_running(model, args, {}, by_module=False).total == expected
 
 

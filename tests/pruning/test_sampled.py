@@ -207,7 +207,9 @@ def test_beside_sgd_the_logits_have_an_optimizer_of_their_own() -> None:
     weights = torch.optim.SGD(model.parameters(), lr=0.1)
     with warnings.catch_warnings():
         warnings.simplefilter("error")  # that the scores stayed behind
-        fit(model, [(x, y)], weights, epochs=70, compressors=[pruner], options=TrainingOptions(progress=False))
+        fit(
+            model, [(x, y)], weights, epochs=70, compressors=[pruner], options=TrainingOptions(progress=False)
+        )
     assert len(weights.param_groups) == 1
     assert zeros(model, "3.weight") == int(256 * 0.6)
     with compress(model, []) as run:
@@ -216,7 +218,8 @@ def test_beside_sgd_the_logits_have_an_optimizer_of_their_own() -> None:
     with compress(other, [RBPruner(other, CONFIG, training_steps=4)]) as run:
         assert run.adaptive_optimizer(torch.optim.AdamW(other.parameters())) is None
         made = run.adaptive_optimizer(torch.optim.SGD(other.parameters(), lr=0.1))
-        assert made is not None and [group["lr"] for group in made.param_groups] == [0.1]
+        assert made is not None
+        assert [group["lr"] for group in made.param_groups] == [0.1]
         assert run.add_parameters_to(torch.optim.SGD(other.parameters(), lr=0.1)) == 0
         run.compressors[0].finish()  # type: ignore[attr-defined]
 

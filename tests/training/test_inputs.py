@@ -38,7 +38,7 @@ class Single(nn.Module):
         (One(), [X, LABELS], (X,), {}),
         (One(), ((X,), LABELS), (X,), {}),
         (One(), ([X, Y], LABELS), ([X, Y],), {}),  # a detector's list of images is one argument
-        (Single(), ((X, Y), LABELS), ((X, Y),), {}),  # so is a tuple that has more entries than the forward arguments
+        (Single(), ((X, Y), LABELS), ((X, Y),), {}),  # so is a tuple of too many
         (Two(), (X, Y, LABELS), (X, Y), {}),
         (Two(), ((X, Y), LABELS), (X, Y), {}),
         (Two(), ([X, Y], LABELS), (X, Y), {}),
@@ -54,8 +54,8 @@ def test_arguments(model: nn.Module, batch: Any, args: tuple[Any, ...], kwargs: 
     assert all(found[1][key] is value for key, value in kwargs.items())
     assert len(found[0]) == len(args)
     for own, wanted in zip(found[0], args, strict=True):
-        same = all(a is b for a, b in zip(own, wanted, strict=True)) if isinstance(wanted, tuple | list) else own is wanted
-        assert same
+        several = isinstance(wanted, tuple | list)
+        assert all(a is b for a, b in zip(own, wanted, strict=True)) if several else own is wanted
 
 
 def test_adapt_and_errors() -> None:

@@ -15,6 +15,7 @@ from dwindle.config import resolve
 from dwindle.config.errors import ConfigError, DwindleError, did_you_mean
 from dwindle.distillation.losses import FEATURE_LOSSES, class_dimension, divergence, feature_loss
 from dwindle.distillation.recording import CallRecorder, TargetRecorder
+from dwindle.graph.modes import modes_kept
 from dwindle.training.batches import logits_of
 from dwindle.training.schedule import Schedule, value_at
 
@@ -163,11 +164,11 @@ class Distiller:
 
     def _ask_teacher(self) -> Any:
         """Run the teacher on the recorded inputs, under the autocast setting the model ran under."""
-        flags = [(module, module.training) for module in self.teacher.modules()]
         handles = self._teacher.attach(self.teacher, only_with_gradients=False)
         try:
-            self.teacher.eval()
             with contextlib.ExitStack() as stack:
+                stack.enter_context(modes_kept(self.teacher))
+                self.teacher.eval()
                 stack.enter_context(torch.no_grad())
                 for device, dtype in self._call.autocast.items():
                     stack.enter_context(torch.autocast(device, dtype=dtype, enabled=dtype is not None))
@@ -175,8 +176,6 @@ class Distiller:
         finally:
             for handle in handles:
                 handle.remove()
-            for module, training in flags:
-                module.training = training
 
     def _logits_loss(self, taught: Any) -> Tensor:
         student, teacher = self._logits(self._call.output), self._logits(taught)

@@ -16,7 +16,8 @@ from torch import Tensor, nn
 from torch.export import Dim, ExportedProgram
 
 from dwindle.config.errors import ExportError
-from dwindle.measure.macs import counting_kernels, evaluation_mode
+from dwindle.graph.modes import in_mode
+from dwindle.measure.macs import counting_kernels
 from dwindle.measure.structure import (
     InputStructure,
     batched_inputs,
@@ -80,7 +81,7 @@ def capture(model: nn.Module, structure: InputStructure, *, dynamic_batch: bool 
     Raises:
         ExportError: ``torch.export`` refuses the model.
     """
-    with evaluation_mode(model), torch.no_grad():
+    with in_mode(model, training=False), torch.no_grad():
         names = output_names(model(*structure.args, **structure.kwargs))
     if not names:
         raise ExportError("the model's output holds no tensor, so there is nothing to export")
@@ -89,7 +90,7 @@ def capture(model: nn.Module, structure: InputStructure, *, dynamic_batch: bool 
     def call(tensors: Sequence[Any]) -> tuple[tuple[Any, ...], dict[str, Any]]:
         return tuple(tensors), {}
 
-    with evaluation_mode(model):
+    with in_mode(model, training=False):
         program, is_dynamic, notes = _capture(
             flat, structure.example, call, dynamic_batch, shapes_inside="tensors"
         )
@@ -112,7 +113,7 @@ def capture_program(
     Raises:
         ExportError: ``torch.export`` refuses the model.
     """
-    with evaluation_mode(model):
+    with in_mode(model, training=False):
         return _capture(model, structure.example, structure.unflatten, dynamic_batch, shapes_inside=None)
 
 

@@ -20,7 +20,7 @@ from dwindle.export.onnx_file import OPSET, external_files
 from dwindle.export.openvino_file import write_openvino
 from dwindle.export.program_file import read_program, write_program
 from dwindle.export.writing import WrittenModel, is_quantized, write_onnx_of
-from dwindle.measure.macs import evaluation_mode
+from dwindle.graph.modes import in_mode
 from dwindle.measure.runtimes import OnnxRuntime, OpenVinoRuntime, refuse_bfloat16
 from dwindle.measure.structure import (
     InputStructure,
@@ -213,7 +213,7 @@ def _compare(
     for batch in batches:
         tensors = structure.example if batch == size else with_batch(structure.example, batch or 1)
         args, kwargs = structure.unflatten(tensors)
-        with evaluation_mode(model), torch.no_grad():
+        with in_mode(model, training=False), torch.no_grad():
             expected = [tensor for _, tensor in flatten(model(*args, **kwargs))[0]]
         with quiet():
             gap = difference(expected, run(tensors))

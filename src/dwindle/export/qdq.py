@@ -26,7 +26,7 @@ from dwindle.export.capture import capture, structure_of
 from dwindle.export.onnx_file import OPSET, write_onnx
 from dwindle.export.qdq_graph import GraphEditor
 from dwindle.export.qdq_simplify import Simplifier
-from dwindle.measure.macs import evaluation_mode
+from dwindle.graph.modes import in_mode
 from dwindle.measure.structure import example_call
 from dwindle.quantization.calls import CallKey
 from dwindle.quantization.numbers import fake_quantize
@@ -132,7 +132,7 @@ def integer_weights(
     simulation = simulation_of(model)
     simulation.captured = {}
     try:
-        with evaluation_mode(model), torch.no_grad():
+        with in_mode(model, training=False), torch.no_grad():
             model(*args, **kwargs)
         captured = simulation.captured
     finally:

@@ -21,6 +21,7 @@ from torch import nn
 from dwindle.config.errors import CaptureError
 from dwindle.graph import expressions
 from dwindle.graph.function_caches import function_caches_kept
+from dwindle.graph.modes import in_mode
 from dwindle.graph.module_calls import recorded_calls
 from dwindle.graph.opaque import opaque_modules, recorded_as_nodes, structure
 from dwindle.graph.outputs import main_outputs
@@ -117,18 +118,6 @@ def _comparisons_noted(recording: Recording) -> Iterator[None]:
         expressions.on_equal, expressions.on_unequal, expressions.on_plain = before
 
 
-@contextmanager
-def _in_mode(model: nn.Module, training: bool) -> Iterator[None]:
-    modes = {module: module.training for module in model.modules()}
-    try:
-        for module in modes:
-            module.training = training
-        yield
-    finally:
-        for module, mode in modes.items():
-            module.training = mode
-
-
 def _copied_buffer(tensor: torch.Tensor) -> torch.Tensor:
     """Running statistics, caches and the like are updated on copies, not on the user's."""
     return tensor if isinstance(tensor, nn.Parameter) else tensor.detach().clone()
@@ -187,7 +176,7 @@ def _record_once(
             recording, enter(stand_ins(model, to_meta if on_meta else _copied_buffer))
         )
         inputs = _bound_inputs(recording, flat)
-        enter(_in_mode(model, training))
+        enter(in_mode(model, training=training))
         owners = enter(tagged_integers(model))
         enter(_transparent_functions())
         count = lambda: len(recording.nodes)  # noqa: E731

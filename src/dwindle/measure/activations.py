@@ -11,7 +11,8 @@ from torch.multiprocessing.reductions import StorageWeakRef
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils._pytree import tree_leaves
 
-from dwindle.measure.macs import counting_kernels, evaluation_mode
+from dwindle.graph.modes import in_mode
+from dwindle.measure.macs import counting_kernels
 from dwindle.measure.structure import tensors_of
 
 
@@ -38,7 +39,13 @@ def peak_activation_bytes(
         for tensor in tensors_of((tuple(args), kwargs))
     }
     watcher = _Watcher(excluded=known | set(inputs), base=sum(inputs.values()))
-    with evaluation_mode(model), counting_kernels(), torch.inference_mode(False), torch.no_grad(), watcher:
+    with (
+        in_mode(model, training=False),
+        counting_kernels(),
+        torch.inference_mode(False),
+        torch.no_grad(),
+        watcher,
+    ):
         model(*args, **kwargs)
     return watcher.peak
 

@@ -27,6 +27,7 @@ from torch import Tensor, nn
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import flop_registry
 
+from dwindle.graph.modes import in_mode
 from dwindle.measure.structure import flatten
 
 aten = torch.ops.aten
@@ -81,7 +82,7 @@ def count_macs_by_module(
 
 
 def _count(model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], *, by_module: bool) -> MacCount:
-    with evaluation_mode(model), counting_kernels():
+    with in_mode(model, training=False), counting_kernels():
         try:
             return _count_on_meta(model, args, kwargs, by_module=by_module)
         except Exception:  # the model's own code may raise anything when it meets a tensor without values
@@ -133,19 +134,6 @@ def _count_on_meta(
     ):
         torch.func.functional_call(model, state, call["args"], call["kwargs"], tie_weights=False)
     return counter.result()
-
-
-@contextlib.contextmanager
-def evaluation_mode(model: nn.Module) -> Iterator[None]:
-    """Put every module in evaluation mode inside, and each back in its own mode afterwards."""
-    was_training = [module for module in model.modules() if module.training]
-    for module in was_training:
-        module.training = False
-    try:
-        yield
-    finally:
-        for module in was_training:
-            module.training = True
 
 
 @contextlib.contextmanager

@@ -12,8 +12,9 @@ import torch
 from torch import nn
 
 from dwindle.config.errors import ConfigError, DwindleError
+from dwindle.graph.modes import in_mode
 from dwindle.measure.activations import peak_activation_bytes
-from dwindle.measure.macs import count_macs_by_module, evaluation_mode
+from dwindle.measure.macs import count_macs_by_module
 from dwindle.measure.measurement import Comparison, Measurement
 from dwindle.measure.runtimes import PreparedModel, Runtime, Session, get_runtime
 from dwindle.measure.size import count_parameters, state_bytes
@@ -79,7 +80,7 @@ def measure(
     with contextlib.ExitStack() as stack:
         stack.enter_context(torch_threads(threads))
         for entry in models.values():
-            stack.enter_context(evaluation_mode(entry))
+            stack.enter_context(in_mode(entry, training=False))
         sessions: dict[tuple[str, str], Session] = {}
         for name, entry in models.items():
             result[name] = _count(name, entry, calls[name], threads)

@@ -17,7 +17,7 @@ import torch
 from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError, ExportError, did_you_mean, require
-from dwindle.measure.macs import evaluation_mode
+from dwindle.graph.modes import in_mode
 from dwindle.measure.structure import InputStructure, Rebuild, flatten
 
 
@@ -164,7 +164,7 @@ class PreparedModel:
     ) -> None:
         self.model = model
         self.structure = InputStructure(model, args, kwargs)
-        with evaluation_mode(model), torch.no_grad():
+        with in_mode(model, training=False), torch.no_grad():
             _, self.rebuild = flatten(model(*self.structure.args, **self.structure.kwargs))
         self._directory = directory
         self._files: dict[tuple[Any, str], list[Path]] = {}
@@ -244,7 +244,7 @@ class _TorchSession(Session):
         super().__init__(runtime, module, None, None)
 
     def __call__(self, *args: Any, **kwargs: Any) -> Any:
-        with evaluation_mode(self._handle), torch.no_grad():
+        with in_mode(self._handle, training=False), torch.no_grad():
             return self._handle(*args, **kwargs)
 
     def prepare(self, *args: Any, **kwargs: Any) -> Callable[[], Any]:

@@ -109,9 +109,8 @@ class RBPruner(SampledPruner):
     the mean of them counts. After ``training_steps`` exactly the ratio with the smallest scores goes, and no mask is
     drawn any more.
 
-    Scores are logits with small gradients, which Adam can train: :func:`dwindle.training.fit` gives them their own beside
-    SGD, :meth:`CompressionRun.adaptive_optimizer` makes one for other loops.
-    Every process draws the same masks.
+    Scores are logits with small gradients, which Adam can train: :func:`dwindle.training.fit` gives them their own
+    beside SGD, :meth:`CompressionRun.adaptive_optimizer` makes one for other loops. Every process draws the same masks.
 
     Args:
         model: As in :class:`~dwindle.pruning.Pruner`.

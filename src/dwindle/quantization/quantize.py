@@ -3,25 +3,31 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import itertools
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from typing import Any
 
 import torch
 from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError, did_you_mean
-from dwindle.quantization.bias_correction import correct_biases
-from dwindle.quantization.calls import CallKey, run_with
+from dwindle.quantization.bias_correction import correct_biases, correction_method
+from dwindle.quantization.calls import CallKey, run_with, tensors_in
+from dwindle.quantization.equalization import equalize as equalize_layers
+from dwindle.quantization.fallback import quantize_within
 from dwindle.quantization.folding import Fold, apply_folds, find_folds
+from dwindle.quantization.free_scales import find_free_scales
 from dwindle.quantization.numbers import NumberFormat, scale_and_zero_point
 from dwindle.quantization.observers import Observer, make_observer
 from dwindle.quantization.operators import Backend, get_backend
 from dwindle.quantization.overrides import overrides_from_config
 from dwindle.quantization.placement import Placement, place, summarize
 from dwindle.quantization.plan import plan_of, record_history
-from dwindle.quantization.recording import record
+from dwindle.quantization.reconstruction import Reconstruction, get_reconstruction, reconstruct
+from dwindle.quantization.recording import record, rectified_calls
 from dwindle.quantization.simulation import (
     ObservingMode,
     PlacedMode,
@@ -30,8 +36,10 @@ from dwindle.quantization.simulation import (
     attach,
     is_quantized,
 )
-from dwindle.quantization.weights import is_depthwise, weight_scale
+from dwindle.quantization.smoothing import smooth as smooth_activations
+from dwindle.quantization.weights import check_weight_range, clipped_scale, is_depthwise, weight_scale
 from dwindle.training.inputs import Inputs, forward_inputs, input_batches
+from dwindle.training.progress import tracked
 
 
 @dataclass(frozen=True)
@@ -54,7 +62,7 @@ PRESETS: dict[str, Preset] = {
 """``int8``: weights int8 symmetric per output channel, activations uint8 affine per tensor."""
 
 CORRECTION_BATCHES = 8
-"""Batches that are kept for bias correction."""
+"""Batches that are kept for bias correction, where nothing asks for all of them."""
 
 
 def quantize(
@@ -69,7 +77,13 @@ def quantize(
     adapt: Callable[[Any], Any] | None = None,
     max_batches: int | None = None,
     avoid_saturation: bool = True,
-    bias_correction: bool = True,
+    equalize: bool = False,
+    smooth: float | None = None,
+    weight_range: str = "minmax",
+    rounding: str | Reconstruction = "nearest",
+    bias_correction: bool | str = True,
+    evaluate: Callable[[nn.Module], float] | None = None,
+    max_drop: float = 0.01,
 ) -> nn.Module:
     """Quantize a trained model after training: fold, place quantizers, and set their ranges from data.
 
@@ -87,13 +101,25 @@ def quantize(
         backend: The runtime whose placement to use: ``"onnxruntime"`` (good in OpenVINO too) or
             ``"openvino"``.
         observer: How ranges are found: ``"minmax"``, ``"moving_average"``, ``"percentile"``, ``"histogram"``,
-            or a function that makes an observer; the preset's when not given.
+            ``"entropy"``, or a function that makes an observer; the preset's when not given.
         adapt: Function from a batch to inputs, for batches of another form.
         max_batches: Read at most so many batches.
-        bias_correction: Put every channel's mean back where it was in float, on at most 8 batches.
         avoid_saturation: Scale weights so that processors without VNNI compute the same as others (see
             :func:`dwindle.quantization.weights.weight_scale`). Switch it off, for up to one more bit of
             precision, when the file runs only on processors with VNNI, AMX or ARM's dot product.
+        equalize: Make the ranges of each channel equal in the layers that make and read it, wherever that
+            leaves the float model the same function (:mod:`dwindle.quantization.equalization`).
+        smooth: SmoothQuant's alpha, between 0 and 1: move outliers of activations into weights
+            (:mod:`dwindle.quantization.smoothing`). None leaves them.
+        weight_range: ``"minmax"``, or ``"mse"``: clip weights where that loses least, which helps below 8 bits.
+        rounding: ``"nearest"``; ``"adaround"`` or ``"brecq"`` learn the rounding of each weight layer by layer
+            or block by block (:mod:`dwindle.quantization.reconstruction`), on all of the calibration data.
+        bias_correction: Put every channel's mean back where it was in float: True corrects while the
+            simulation runs, ``"sequential"`` layer after layer on all data, ``"fast"`` each layer by its own
+            error alone (:mod:`dwindle.quantization.bias_correction`); False does not.
+        evaluate: Function from a model to its quality, larger is better. When given, the most harmful layers
+            go back to float until at most ``max_drop`` is lost (:mod:`dwindle.quantization.fallback`).
+        max_drop: How much of ``evaluate``'s value may be lost.
 
     Returns:
         A copy in evaluation mode that simulates int8 in its ordinary forward. Its int8 file is written by
@@ -101,45 +127,117 @@ def quantize(
 
     Raises:
         ConfigError: An argument is not valid, nothing can be quantized, or the model is quantized already.
+        DwindleError: Values that are not finite were met where they cannot be passed over.
     """
-    chosen = _preset(preset)
-    table = get_backend(backend)
-    make_observer(observer or chosen.observer)
+    if evaluate is not None:
+        options = {name: value for name, value in locals().items() if name in _OPTIONS}
+        return quantize_within(model, calibration_data, evaluate, max_drop, quantize, **options).model
+    chosen, table = _preset(preset), get_backend(backend)
+    make = partial(make_observer, observer or chosen.observer)
+    make()
+    learned = None if rounding == "nearest" else get_reconstruction(rounding)
+    correction = correction_method(bias_correction)
+    check_weight_range(weight_range)
     if is_quantized(model):
         raise ConfigError("this model is quantized already; quantize the original instead")
     overrides = overrides_from_config(model, config_list)
     simulated = copy.deepcopy(model).eval()
-    batches = input_batches(simulated, calibration_data, adapt, max_batches, "calibration_data")
-    example = (
-        None if example_inputs is None else forward_inputs(simulated, example_inputs, lambda batch: batch)
-    )
-    kept: list[Inputs] = []
-    if example is None:
-        example = next(batches)
-        kept.append(example)
+    every = smooth is not None or learned is not None or correction == "sequential"
+    data = _Calibration(simulated, calibration_data, example_inputs, adapt, max_batches, every)
 
-    folds = find_folds(simulated, record(simulated, *example))
+    folds = find_folds(simulated, record(simulated, *data.example))
     apply_folds(simulated, folds)
-    recording = record(simulated, *example, {fold.call for fold in folds})
+    factors = _rescale(simulated, data, folds, equalize, smooth)
+    recording = record(simulated, *data.example, {fold.call for fold in folds})
     placement = place(recording, table, overrides, chosen.activation)
     if not placement.weights:
         raise ConfigError("no operation of this model can run in int8 with these settings")
 
-    observers = [make_observer(observer or chosen.observer) for _ in placement.names]
+    observers = [make() for _ in placement.names]
     ranges = Simulation(placement, {}, folds)
-    for batch in itertools.chain(list(kept), batches):
+    for batch in data:
         run_with(simulated, ObservingMode(ranges, observers), *batch)
-        if len(kept) < CORRECTION_BATCHES and not (kept and batch is kept[0]):
-            kept.append(batch)
-    parameters, slots = _parameters(simulated, placement, folds, observers, example, avoid_saturation)
-    simulation = Simulation(placement, slots, folds)
-    if bias_correction:
-        correct_biases(simulated, simulation, parameters, kept)
+    parameters, slots = _parameters(
+        simulated, placement, folds, observers, data.example, avoid_saturation, weight_range
+    )
+    simulation = Simulation(placement, slots, folds, factors=factors)
+    if learned is not None:
+        relus = rectified_calls(recording)
+        simulation.reconstructed = reconstruct(simulated, simulation, parameters, data.kept, learned, relus)
+    if correction is not None:
+        correct_biases(simulated, simulation, parameters, data.kept, correction)
     attach(simulated, simulation, parameters)
     record_history(
         simulated, {"preset": preset, "backend": table.name, **summarize(placement)}, plan_of(simulated)
     )
     return simulated
+
+
+_OPTIONS = frozenset(inspect.signature(quantize).parameters) - {
+    "model",
+    "calibration_data",
+    "evaluate",
+    "max_drop",
+}
+
+
+class _Calibration:
+    """The calibration data as inputs; some are kept to be read again.
+
+    Args:
+        model: Whose inputs they are.
+        data: What the user gave.
+        example_inputs: Arguments to record the model with, or None for the first batch.
+        adapt: As in :func:`quantize`.
+        limit: Batches to read at most.
+        every: Keep all batches, or only as many as bias correction takes.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        data: Any,
+        example_inputs: Any,
+        adapt: Callable[[Any], Any] | None,
+        limit: int | None,
+        every: bool,
+    ) -> None:
+        self._rest = map(_without_nan, input_batches(model, data, adapt, limit, "calibration_data"))
+        self.kept = list(self._rest if every else itertools.islice(self._rest, CORRECTION_BATCHES))
+        self.example: Inputs = (
+            self.kept[0]
+            if example_inputs is None
+            else forward_inputs(model, example_inputs, lambda batch: batch)
+        )
+
+    def __iter__(self) -> Iterator[Inputs]:
+        return tracked(itertools.chain(self.kept, self._rest), "calibration: batches")
+
+
+def _without_nan(inputs: Inputs) -> Inputs:
+    """Return inputs as they are.
+
+    Raises:
+        ConfigError: They hold NaN.
+    """
+    for tensor in tensors_in([list(inputs[0]), inputs[1]]):
+        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+            raise ConfigError("calibration_data holds NaN")
+    return inputs
+
+
+def _rescale(
+    model: nn.Module, data: _Calibration, folds: list[Fold], equalizes: bool, alpha: float | None
+) -> dict[str, Tensor]:
+    """Equalize and smooth a model in place; return by name what parameters were multiplied by."""
+    if not equalizes and alpha is None:
+        return {}
+    scales = find_free_scales(model, *data.example, {fold.normalization for fold in folds})
+    factors = equalize_layers(model, scales) if equalizes else {}
+    if alpha is not None:
+        for name, change in smooth_activations(model, scales, data.kept, alpha).items():
+            factors[name] = factors[name] * change if name in factors else change
+    return factors
 
 
 def _parameters(
@@ -149,10 +247,13 @@ def _parameters(
     observers: list[Observer],
     example: Inputs,
     avoid_saturation: bool,
+    weight_range: str,
 ) -> tuple[tuple[Tensor, ...], dict[CallKey, WeightSlot]]:
     """Return the packed scales and zero points of activations and weights, and where weights' stand."""
     scale, zero_point = _activation_parameters(placement, observers)
-    slots, weight_scales = weight_parameters(model, placement, folds, example, scale, avoid_saturation)
+    slots, weight_scales = weight_parameters(
+        model, placement, folds, example, scale, avoid_saturation, weight_range
+    )
     zeros = torch.zeros(len(weight_scales), dtype=torch.int32)
     device = next(model.parameters()).device
     return tuple(part.to(device) for part in (scale, zero_point, weight_scales, zeros)), slots
@@ -205,6 +306,7 @@ def weight_parameters(
     example: Inputs,
     activation_scale: Tensor,
     avoid_saturation: bool,
+    weight_range: str = "minmax",
 ) -> tuple[dict[Any, WeightSlot], Tensor]:
     """Return the slots of all weights and their packed scales.
 
@@ -220,6 +322,8 @@ def weight_parameters(
         weight = mode.weights[key].detach()
         pairs = avoid_saturation and not is_depthwise(weight, mode.groups.get(key, 1))
         scale = weight_scale(weight, found.axis, found.form, avoid_saturation=pairs)
+        if weight_range == "mse":
+            scale = clipped_scale(weight, found.axis, found.form, scale)
         bias = mode.biases.get(key)
         if bias is not None:
             floor = bias.detach().abs().double() / (float(activation_scale[found.input_quantizer]) * 2.0**30)

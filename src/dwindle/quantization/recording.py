@@ -162,3 +162,19 @@ def record(
     mode = RecordingMode(ModulePath(), names, list(tensors_in([list(args), kwargs])), passed_over)
     results = run_with(model, mode, args, kwargs)
     return Recording(mode.operations, {mode.value_of(tensor).index for tensor in tensors_in(results)})
+
+
+def rectified_calls(recording: Recording) -> frozenset[CallKey]:
+    """Return the calls whose output goes into a ReLU and nowhere else."""
+    consumers = recording.consumers()
+    found = []
+    for operation in recording.operations:
+        value = operation.outputs[0]
+        readers = [reader.key.operation for reader, _ in consumers.get(value.index, ())]
+        if (
+            len(operation.outputs) == 1
+            and value.index not in recording.results
+            and readers in (["relu"], ["relu_"])
+        ):
+            found.append(operation.key)
+    return frozenset(found)

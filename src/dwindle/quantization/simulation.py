@@ -53,6 +53,8 @@ class Simulation:
         path: Follows the running module.
         exporting: True while an export records the forward.
         captured: While a dictionary, weights and biases are put in as calls read them.
+        factors: What parameters were multiplied by without changing the float model's function, by name.
+        reconstructed: What learned rounding brought, block by block.
     """
 
     placement: Placement
@@ -62,6 +64,8 @@ class Simulation:
     exporting: bool = False
     captured: dict[tuple[CallKey, str], Tensor] | None = None
     running: list[SimulationMode] = field(default_factory=list)
+    factors: dict[str, Tensor] = field(default_factory=dict)
+    reconstructed: list[Any] = field(default_factory=list)
 
     def __post_init__(self) -> None:
         self.passed_over = {fold.call for fold in self.folds}

@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
+from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.quantization.numbers import SMALLEST_SCALE, NumberFormat
 
 _PAIR_LIMIT = 128
@@ -39,6 +40,38 @@ def weight_scale(
             # Rounding may lift both weights by half a level.
             scale = torch.maximum(scale, pair / (_PAIR_LIMIT - 1))
     return scale.clamp(min=SMALLEST_SCALE)
+
+
+WEIGHT_RANGES = ("minmax", "mse")
+_SHRINKS = 80
+"""Candidates of a clipped range, from the whole down to a fifth of it."""
+
+
+def check_weight_range(name: str) -> None:
+    """Raise ConfigError when there is no such way to choose the ranges of weights."""
+    if name not in WEIGHT_RANGES:
+        raise ConfigError(
+            f"weight_range {name!r} is not known: {', '.join(WEIGHT_RANGES)}{did_you_mean(name, WEIGHT_RANGES)}"
+        )
+
+
+def clipped_scale(weight: Tensor, axis: int | None, form: NumberFormat, scale: Tensor) -> Tensor:
+    """Return the scales, at most the given ones, with the least squared error of rounding and clipping together.
+
+    Args:
+        weight: Any floating tensor.
+        axis: Dimension with a scale per index; None for one scale.
+        form: The levels, symmetric.
+        scale: float64 scales that clip nothing.
+    """
+    rows = weight.detach().double()
+    rows = rows.reshape(1, -1) if axis is None else rows.movedim(axis, 0).reshape(weight.shape[axis], -1)
+    best, least = scale.clone(), torch.full_like(scale, torch.inf)
+    for factor in torch.linspace(1.0, 0.2, _SHRINKS, dtype=torch.float64).tolist():
+        own = (scale * factor).clamp(min=SMALLEST_SCALE)[:, None]
+        error = ((rows / own).round().clamp(form.lowest, form.highest) * own - rows).square().sum(1)
+        best, least = torch.where(error < least, own[:, 0], best), torch.minimum(error, least)
+    return best
 
 
 def is_depthwise(weight: Tensor, groups: int) -> bool:

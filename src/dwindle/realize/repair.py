@@ -15,6 +15,7 @@ from torch import Tensor, nn
 
 from dwindle import simulate
 from dwindle.config.errors import ConfigError, DwindleError
+from dwindle.graph.modes import modes_kept
 from dwindle.quantization.calls import tensors_in
 from dwindle.realize.repairing.affine_calls import to_weight
 from dwindle.realize.repairing.collecting import collect, padding_of
@@ -25,7 +26,6 @@ from dwindle.realize.repairing.recording import record
 from dwindle.realize.repairing.report import LayerRepair, RepairReport
 from dwindle.realize.shrink import ShrinkResult
 from dwindle.training.inputs import Inputs, input_batches
-from dwindle.training.modes import modes_kept
 from dwindle.training.progress import tracked
 
 PARTS = ("weights", "biases", "norms")

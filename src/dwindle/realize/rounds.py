@@ -12,13 +12,13 @@ from torch import nn
 from dwindle import simulate
 from dwindle.config import Target
 from dwindle.config.errors import ConfigError
+from dwindle.graph.modes import modes_kept
 from dwindle.pruning import LevelPruner, Pruner
 from dwindle.pruning.plan import PlannedTarget, PruningPlan, with_ratios
 from dwindle.realize.from_masks import realize
 from dwindle.realize.shrink import ShrinkResult
 from dwindle.realize.surgery import sliced
 from dwindle.training.compressor import Compressor
-from dwindle.training.modes import modes_kept
 from dwindle.training.rewinding import Rewinding
 from dwindle.training.schedule import CubicSchedule, ExponentialSchedule, LinearSchedule
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -10,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError
+from dwindle.graph.modes import in_mode
 from dwindle.recipe.data_source import Data
 from dwindle.training import logits_of
 
@@ -49,26 +51,21 @@ def predict(model: nn.Module | Callable[..., Any], data: Data) -> tuple[Tensor, 
     Raises:
         ConfigError: The model gives no logits, or there is nothing to test with.
     """
-    flags = [(m, m.training) for m in model.modules()] if isinstance(model, nn.Module) else []
     predicted: list[Tensor] = []
     targets: list[Tensor] = []
-    if isinstance(model, nn.Module):
-        model.eval()
-    try:
-        with torch.no_grad():
-            for batch in data.test_batches():
-                logits = logits_of(model(*batch.args, **batch.kwargs))
-                if not isinstance(logits, Tensor) or logits.dim() < 2:
-                    raise ConfigError(
-                        f"the model gives a {type(logits).__name__}, in which there are no logits to compare"
-                    )
-                # Segmentation models give (batch, classes, height, width); all others have classes last.
-                predicted.append(logits.argmax(1 if logits.dim() == 4 else -1).cpu())
-                if batch.target is not None:
-                    targets.append(torch.as_tensor(batch.target).cpu())
-    finally:
-        for module, training in flags:
-            module.training = training
+    with torch.no_grad(), contextlib.ExitStack() as stack:
+        if isinstance(model, nn.Module):
+            stack.enter_context(in_mode(model, training=False))
+        for batch in data.test_batches():
+            logits = logits_of(model(*batch.args, **batch.kwargs))
+            if not isinstance(logits, Tensor) or logits.dim() < 2:
+                raise ConfigError(
+                    f"the model gives a {type(logits).__name__}, in which there are no logits to compare"
+                )
+            # Segmentation models give (batch, classes, height, width); all others have classes last.
+            predicted.append(logits.argmax(1 if logits.dim() == 4 else -1).cpu())
+            if batch.target is not None:
+                targets.append(torch.as_tensor(batch.target).cpu())
     if not predicted:
         raise ConfigError(f"the data {data.part.name!r} hold nothing to test with")
     return torch.cat(predicted), torch.cat(targets) if targets else None

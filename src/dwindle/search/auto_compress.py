@@ -16,6 +16,7 @@ from torch import nn
 
 from dwindle.config import Granularity, Target
 from dwindle.config.errors import ConfigError
+from dwindle.graph.modes import modes_kept
 from dwindle.graph.stand_ins import copied
 from dwindle.pruning.admm import ADMMPruner
 from dwindle.realize.shrink import ShrinkResult
@@ -135,7 +136,6 @@ def _next(algorithm: AutoCompress, search: Search, here: Round, best: Trial) -> 
 def _trained_and_cut(algorithm: AutoCompress, problem: Problem, trial: Trial) -> ShrinkResult:
     """Train a copy of the model toward the counts of a trial, and cut what ADMM has made zero, with proof."""
     model = copied(problem.model)
-    modes = [(module, module.training) for module in model.modules()]
     config = config_of(problem, trial.counts)
     if config:
         pruner = ADMMPruner(
@@ -147,7 +147,7 @@ def _trained_and_cut(algorithm: AutoCompress, problem: Problem, trial: Trial) ->
             interval_steps=algorithm.interval_steps,
             rho=algorithm.rho,
         )
-        with problem.seeded(trial.key):
+        with problem.seeded(trial.key), modes_kept(model):
             model.train()
             algorithm.train(model, [pruner])
         if not pruner.finished:
@@ -155,8 +155,6 @@ def _trained_and_cut(algorithm: AutoCompress, problem: Problem, trial: Trial) ->
                 f"train: it ended after {pruner.steps} of {algorithm.training_steps} training_steps of ADMM"
             )
         pruner.detach()
-    for module, mode in modes:
-        module.training = mode
     trained = problem.of_round(model, problem.base)
     _rank_zeros_last(trained, trial.counts)
     return trained.build(trained.space.from_names(trial.counts), verify=True)

@@ -21,8 +21,8 @@ from dwindle.config.schema import AxisKind
 from dwindle.graph.analysis import Analysis, analyse
 from dwindle.graph.axes import Axis
 from dwindle.graph.counts import Counts
+from dwindle.graph.modes import in_mode, modes_kept
 from dwindle.graph.stand_ins import copied
-from dwindle.measure.macs import evaluation_mode
 from dwindle.pruning.importance import IMPORTANCES
 from dwindle.realize.choose import Criterion, axis_scores, best_indices, check_name
 from dwindle.realize.cost import CostModel
@@ -36,7 +36,6 @@ from dwindle.search.storage import TrialStore
 from dwindle.search.trial import Trial, key_of
 from dwindle.training.checkpoint import random_state, restore_random_state
 from dwindle.training.loop import seed_everything
-from dwindle.training.modes import modes_kept
 
 __all__ = ["Problem"]
 
@@ -288,7 +287,7 @@ class Problem:
         except RealizeError as failure:
             error = str(failure)
         else:
-            with self.seeded(key), torch.no_grad(), evaluation_mode(small):
+            with self.seeded(key), torch.no_grad(), in_mode(small, training=False):
                 score = float(self.evaluate(small))
             if not self.masked:
                 cost = self.cost.measured(counts, small)

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError
-from dwindle.training.modes import modes_kept
+from dwindle.graph.modes import modes_kept
 
 __all__ = ["accuracy", "logits_of", "move_batch", "predictions", "split_batch"]
 

@@ -23,8 +23,8 @@ def forward_inputs(model: nn.Module, batch: Any, adapt: Callable[[Any], Any] | N
     Args:
         model: Its forward's signature says how many leading elements of a tuple are inputs: the parameters
             without a default, at least one. The rest (labels) is left out.
-        batch: A tensor or array, a tuple or list, or a mapping by argument name (``labels`` are left out). The inputs of
-            ``(inputs, labels)`` may themselves be a tuple or a mapping of all arguments.
+        batch: A tensor or array, a tuple or list, or a mapping by argument name (``labels`` are left out). The
+            inputs of ``(inputs, labels)`` may themselves be a tuple or a mapping of all arguments.
         adapt: Applied first; whatever it returns is read by the same rules, except that a tuple is then taken
             whole.
 
@@ -35,7 +35,12 @@ def forward_inputs(model: nn.Module, batch: Any, adapt: Callable[[Any], Any] | N
         batch = adapt(batch)
     device = next((parameter.device for parameter in model.parameters()), torch.device("cpu"))
     whole = adapt is not None
-    if not whole and isinstance(batch, tuple | list) and len(batch) == 2 and _is_all_arguments(model, batch[0]):
+    if (
+        not whole
+        and isinstance(batch, tuple | list)
+        and len(batch) == 2
+        and _is_all_arguments(model, batch[0])
+    ):
         batch, whole = batch[0], True
     if isinstance(batch, Mapping):
         known = _keyword_names(model)
@@ -119,7 +124,11 @@ def _tensor(value: Any, device: torch.device) -> Any:
     if isinstance(value, np.ndarray):
         value = torch.from_numpy(value)
     if isinstance(value, tuple | list) and any(isinstance(entry, Tensor) for entry in value):
-        return type(value)([_tensor(entry, device) for entry in value]) if type(value) in (tuple, list) else value
+        return (
+            type(value)([_tensor(entry, device) for entry in value])
+            if type(value) in (tuple, list)
+            else value
+        )
     return value.to(device) if isinstance(value, Tensor) else value
 
 

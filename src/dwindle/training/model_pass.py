@@ -12,6 +12,7 @@ import torch
 from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError, DwindleError
+from dwindle.graph.modes import modes_kept
 from dwindle.training.batches import logits_of, move_batch, split_batch
 from dwindle.training.inputs import batches_of
 from dwindle.training.progress import tracked
@@ -25,21 +26,19 @@ def undisturbed(model: nn.Module, gradients_of: Iterable[nn.Parameter] = ()) -> 
         model: The model.
         gradients_of: Parameters that get gradients inside, frozen ones too.
     """
-    flags = [(module, module.training) for module in model.modules()]
     saved = [(own, own.grad, own.requires_grad) for own in model.parameters()]
     try:
-        model.eval()
-        for parameter, _, _ in saved:
-            parameter.grad = None
-        for parameter in gradients_of:
-            parameter.requires_grad_(True)
-        yield
+        with modes_kept(model):
+            model.eval()
+            for parameter, _, _ in saved:
+                parameter.grad = None
+            for parameter in gradients_of:
+                parameter.requires_grad_(True)
+            yield
     finally:
         for parameter, gradient, wanted in saved:
             parameter.grad = gradient
             parameter.requires_grad_(wanted)
-        for module, training in flags:
-            module.training = training
 
 
 @contextlib.contextmanager

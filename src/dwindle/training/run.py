@@ -212,8 +212,8 @@ class CompressionRun:
         """Return an optimizer of their own for parameters that plain gradient steps hardly move, or None.
 
         Logits of masks have gradients as small as their share of a model. Where the user's optimizer is SGD, they are
-        given to Adam, and :meth:`add_parameters_to` leaves them alone from then on. Step it and zero its gradients beside
-        the user's.
+        given to Adam, and :meth:`add_parameters_to` leaves them alone from then on. Step it and zero its gradients
+        beside the user's.
 
         Args:
             optimizer: The user's.

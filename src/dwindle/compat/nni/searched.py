@@ -14,6 +14,7 @@ from dwindle.compat.nni.v2.evaluator import read_arguments
 from dwindle.compat.nni.v2.iterative import IterativePruner
 from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.graph import analyse
+from dwindle.graph.modes import modes_kept
 from dwindle.pruning import L1NormPruner
 from dwindle.pruning.coupling import Coupling
 from dwindle.search import AMC, AgentOptions, NetAdapt, Problem, SearchResult, Sensitivity, run_search
@@ -184,14 +185,11 @@ def seen_inputs(model: nn.Module, run: Callable[[nn.Module], Any]) -> tuple[Any,
     """
     seen: list[tuple[Any, ...]] = []
     handle = model.register_forward_pre_hook(lambda module, args: seen.append(args) if not seen else None)
-    training = {module: module.training for module in model.modules()}
     try:
-        with torch.no_grad():
+        with torch.no_grad(), modes_kept(model):
             run(model)
     finally:
         handle.remove()
-        for module, flag in training.items():
-            module.training = flag
     if not seen or not seen[0]:
         raise ConfigError(
             "the evaluator must call the model with positional inputs, from which its channels are found"

@@ -251,7 +251,8 @@ def _subgrid(output: Tensor) -> Tensor:
     step = _step(sizes)
     if step == 1:
         return output
-    return output[(..., *(slice(_first(size, step), None, step) for size in sizes))]
+    middle = [slice(_first(size, step), None, step) for size in sizes]
+    return output[(slice(None), slice(None), *middle)]
 
 
 def _tuple(value: Any, count: int) -> tuple[int, ...]:
@@ -282,7 +283,7 @@ def _patches(call: AffineCall, value: Tensor) -> Tensor:
     step = _step(sizes)
     for dim in range(count):  # views only: places where the dimension was, its patches behind all others
         begin = _first(sizes[dim], step) * stride[dim]
-        value = value[(slice(None),) * (dim + 2) + (slice(begin, None),)]
+        value = value.narrow(dim + 2, begin, value.shape[dim + 2] - begin)
         value = value.unfold(dim + 2, reach[dim] + 1, stride[dim] * step)[..., :: dilation[dim]]
     grouped = value.unflatten(1, (call.groups, -1))
     places, offsets = range(3, 3 + count), range(3 + count, 3 + 2 * count)

@@ -7,7 +7,7 @@ from contextlib import contextmanager
 
 from torch import nn
 
-__all__ = ["modes_kept"]
+__all__ = ["in_mode", "modes_kept"]
 
 
 @contextmanager
@@ -19,3 +19,19 @@ def modes_kept(*models: nn.Module) -> Iterator[None]:
     finally:
         for module, training in flags:
             module.training = training
+
+
+@contextmanager
+def in_mode(model: nn.Module, *, training: bool) -> Iterator[None]:
+    """Every module is in one mode inside, and afterwards in the mode it was in.
+
+    The flags themselves are set: a ``train()`` of the user's own (that keeps norms frozen) has no say.
+
+    Args:
+        model: The model.
+        training: Training mode; False is evaluation mode.
+    """
+    with modes_kept(model):
+        for module in model.modules():
+            module.training = training
+        yield
