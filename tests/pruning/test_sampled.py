@@ -18,8 +18,8 @@ from dwindle.config import Granularity
 from dwindle.config.errors import ConfigError
 from dwindle.pruning import L0Pruner, RBPruner, TrainingPruner
 from dwindle.pruning.l0 import expected_gate, hard_concrete, open_probability
-from dwindle.pruning.regularized import SampledMask, kept_share, share_penalty
-from dwindle.pruning.sampling import logistic_noise
+from dwindle.pruning.regularized import SampledMask, kept_share
+from dwindle.pruning.sampling import logistic_noise, share_penalty
 from dwindle.training import TrainingOptions, compress, fit
 from pruning.models import Residual, lively
 from pruning.training_runs import check_resume, classes, network, train, zeros

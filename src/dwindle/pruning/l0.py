@@ -17,17 +17,13 @@ from dwindle import simulate
 from dwindle.config import Granularity, Target
 from dwindle.config.errors import ConfigError
 from dwindle.pruning.plan import PlannedTarget
-from dwindle.pruning.regularized import check_share, ranked_groups, share_penalty
-from dwindle.pruning.sampling import SampledPruner
-from dwindle.training.schedule import CubicSchedule, Schedule
+from dwindle.pruning.sampling import SampledPruner, ranked_groups, share_penalty
+from dwindle.training.schedule import Schedule
 
 __all__ = ["HardConcreteGate", "L0Pruner", "expected_gate", "hard_concrete", "open_probability"]
 
 #: The paper's temperature, and the ends of the stretched interval (section 4.1 and appendix).
 BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
-
-#: Share of the steps over which the ratio rises by default.
-_RISING = 0.6
 
 #: The gate of a block that stays although its gate of evaluation is closed.
 _AJAR = 0.05
@@ -138,25 +134,16 @@ class L0Pruner(SampledPruner):
             example_inputs,
             example_kwargs,
             training_steps=training_steps,
+            schedule=schedule,
+            width=width,
             learning_rate=learning_rate,
             seed=seed,
         )
         if regular_scale is not None and not regular_scale >= 0:
             raise ConfigError(f"regular_scale: {regular_scale!r} is not a number from 0 on")
-        if not width > 0:
-            raise ConfigError(f"width: {width!r} is not a positive number")
         if not 0 < first_closed < 1:
             raise ConfigError(f"first_closed: {first_closed!r} is not a probability between 0 and 1")
-        self.regular_scale, self.width, self.first_closed = regular_scale, width, first_closed
-        self.schedule = schedule or CubicSchedule(0.0, 1.0, steps=max(1, int(training_steps * _RISING)))
-
-    def check(self, target: Target, granularity: Granularity) -> None:
-        """Refuse thresholds and N:M patterns: the penalty needs a share.
-
-        Raises:
-            ConfigError: Saying why.
-        """
-        check_share(type(self).__name__, self.plan.goals[target])
+        self.regular_scale, self.first_closed = regular_scale, first_closed
 
     def make_simulator(self, planned: PlannedTarget, weight: Tensor) -> nn.Module:
         """Return a gate that is zero with probability ``first_closed``."""

@@ -20,16 +20,13 @@ from dwindle import simulate
 from dwindle.config import Granularity, Target
 from dwindle.config.errors import ConfigError
 from dwindle.pruning.plan import PlannedTarget
-from dwindle.pruning.sampling import SampledPruner
-from dwindle.training.schedule import CubicSchedule, Schedule
+from dwindle.pruning.sampling import SampledPruner, ranked_groups, share_penalty
+from dwindle.training.schedule import Schedule
 
-__all__ = ["RBPruner", "SampledMask", "kept_share", "share_penalty"]
+__all__ = ["RBPruner", "SampledMask", "kept_share"]
 
 #: The probability to stay with which the median weight begins.
 _FIRST_PROBABILITY = 0.99
-
-#: Share of the steps over which the level rises by default.
-_RISING = 0.6
 
 
 def kept_share(scores: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
@@ -51,17 +48,6 @@ def kept_share(scores: Sequence[Tensor], sizes: Sequence[int]) -> Tensor:
         kept.append(size * (count + (soft - soft.detach()).sum()))
     total = sum(score.numel() * size for score, size in zip(scores, sizes, strict=True))
     return (torch.stack(kept).sum() / total).to(scores[0].dtype)
-
-
-def share_penalty(share: Tensor, ratio: float, width: float) -> Tensor:
-    """Return ``((share - (1 - ratio)) / width)**2``, 0 when exactly ``ratio`` of the weights go.
-
-    Args:
-        share: Share that stays, 0-d.
-        ratio: Share that should go.
-        width: Distance at which the penalty is 1.
-    """
-    return ((share - (1 - ratio)) / width).square()
 
 
 class SampledMask(simulate.ScoredMask):
@@ -152,23 +138,14 @@ class RBPruner(SampledPruner):
             example_inputs,
             example_kwargs,
             training_steps=training_steps,
+            schedule=schedule,
+            width=width,
             learning_rate=learning_rate,
             seed=seed,
         )
-        if not width > 0:
-            raise ConfigError(f"width: {width!r} is not a positive number")
         if not prior >= 0:
             raise ConfigError(f"prior: {prior!r} is not a number from 0 on")
-        self.width, self.prior = width, prior
-        self.schedule = schedule or CubicSchedule(0.0, 1.0, steps=max(1, int(training_steps * _RISING)))
-
-    def check(self, target: Target, granularity: Granularity) -> None:
-        """Refuse thresholds and N:M patterns: the penalty needs a share.
-
-        Raises:
-            ConfigError: Saying why.
-        """
-        check_share(type(self).__name__, self.plan.goals[target])
+        self.prior = prior
 
     def make_simulator(self, planned: PlannedTarget, weight: Tensor) -> nn.Module:
         """Return a mask that is drawn; the median block has a probability of 0.99 to stay."""
@@ -243,25 +220,3 @@ class RBPruner(SampledPruner):
             asked += (goals[target].setting.goal or 0.0) * weights
             total += weights
         return gone / max(total, 1), asked / max(total, 1)
-
-
-def ranked_groups(goals: Mapping[Target, PlannedTarget]) -> list[list[Target]]:
-    """Return which targets share one ratio: those of a ``global_group_id`` together, all others alone."""
-    groups: dict[object, list[Target]] = {}
-    for target, planned in goals.items():
-        group = planned.setting.global_group_id
-        groups.setdefault(target if group is None else ("group", group), []).append(target)
-    return list(groups.values())
-
-
-def check_share(name: str, planned: PlannedTarget) -> None:
-    """Refuse a target that does not say which share of its blocks shall go.
-
-    Raises:
-        ConfigError: Saying why.
-    """
-    if planned.granularity.kind == "pattern" or planned.setting.sparse_threshold is not None:
-        raise ConfigError(
-            f"{planned.target}: {name} learns which share of the blocks stays; give sparse_ratio, without a "
-            "threshold and without an N:M granularity"
-        )

@@ -14,16 +14,22 @@ from typing import Any, Protocol, cast
 import torch
 from torch import Tensor, nn
 
+from dwindle.config import Granularity, Target
+from dwindle.config.errors import ConfigError
 from dwindle.pruning.plan import PlannedTarget
 from dwindle.pruning.trained import TrainingPruner, whole_number
+from dwindle.training.schedule import CubicSchedule, Schedule
 
-__all__ = ["SampledPruner", "logistic_noise"]
+__all__ = ["SampledPruner", "logistic_noise", "ranked_groups", "share_penalty"]
 
 #: Uniform numbers stay this far from 0 and 1, so that their logits stay finite.
 _MARGIN = 1e-6
 
 #: How far a logit may travel under Adam in a whole run, and the largest learning rate for it.
 _TRAVEL, _LARGEST_RATE = 30.0, 0.1
+
+#: Share of the steps over which the ratio rises by default.
+_RISING = 0.6
 
 
 def logistic_noise(
@@ -47,6 +53,26 @@ def logistic_noise(
     return torch.logit(uniform, eps=_MARGIN)
 
 
+def share_penalty(share: Tensor, ratio: float, width: float) -> Tensor:
+    """Return ``((share - (1 - ratio)) / width)**2``, 0 when exactly ``ratio`` of the weights go.
+
+    Args:
+        share: Share that stays, 0-d.
+        ratio: Share that should go.
+        width: Distance at which the penalty is 1.
+    """
+    return ((share - (1 - ratio)) / width).square()
+
+
+def ranked_groups(goals: Mapping[Target, PlannedTarget]) -> list[list[Target]]:
+    """Return which targets share one ratio: those of a ``global_group_id`` together, all others alone."""
+    groups: dict[object, list[Target]] = {}
+    for target, planned in goals.items():
+        group = planned.setting.global_group_id
+        groups.setdefault(target if group is None else ("group", group), []).append(target)
+    return list(groups.values())
+
+
 class _Drawn(Protocol):
     """A simulator whose mask is drawn."""
 
@@ -63,6 +89,9 @@ class SampledPruner(TrainingPruner):
         example_inputs: As in :class:`~dwindle.pruning.Pruner`.
         example_kwargs: As in :class:`~dwindle.pruning.Pruner`.
         training_steps: Optimizer steps until the masks stand.
+        schedule: Share of the ratio by optimizer step, 0 to 1; None rises as ``1 - (1 - t)**3`` over the first 60 %
+            of ``training_steps``.
+        width: Distance of the share that stays from the level at which the penalty is 1.
         learning_rate: Of the scores; None is 30 over ``training_steps``, at most 0.1: with Adam a logit can cross its
             range a few times.
         seed: Of the noise; the same in all processes of a run.
@@ -79,6 +108,8 @@ class SampledPruner(TrainingPruner):
         example_kwargs: Mapping[str, Any] | None = None,
         *,
         training_steps: int,
+        schedule: Schedule | None = None,
+        width: float = 0.05,
         learning_rate: float | None = None,
         seed: int = 0,
     ) -> None:
@@ -93,6 +124,23 @@ class SampledPruner(TrainingPruner):
         if learning_rate is None:
             self.learning_rate = self.default_rate(training_steps)
         self.seed = whole_number("seed", seed)
+        if not width > 0:
+            raise ConfigError(f"width: {width!r} is not a positive number")
+        self.width = width
+        self.schedule = schedule or CubicSchedule(0.0, 1.0, steps=max(1, int(training_steps * _RISING)))
+
+    def check(self, target: Target, granularity: Granularity) -> None:
+        """Refuse thresholds and N:M patterns: the penalty needs a share.
+
+        Raises:
+            ConfigError: Saying why.
+        """
+        planned = self.plan.goals[target]
+        if granularity.kind == "pattern" or planned.setting.sparse_threshold is not None:
+            raise ConfigError(
+                f"{target}: {type(self).__name__} learns which share of the blocks stays; give sparse_ratio, without a "
+                "threshold and without an N:M granularity"
+            )
 
     @staticmethod
     def default_rate(training_steps: int) -> float:
