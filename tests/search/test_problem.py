@@ -153,3 +153,23 @@ def test_a_budget_below_the_smallest_model_is_refused() -> None:
     problem = Problem(model, images(2), nearness(model), {"macs": 0.1}, largest_ratio=0.3)
     with pytest.raises(ConfigError, match="cannot be reached"):
         run_search(problem, SHORT)
+
+
+def test_an_importance_that_runs_the_model_ranks_by_data() -> None:
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(6, 8), nn.ReLU(), nn.Linear(8, 3)).eval()
+    with torch.no_grad():
+        model[0].bias[2] = 100.0  # by its output the largest, by its weights the smallest
+        model[0].weight[2] = 1e-3
+    data = [torch.randn(16, 6) for _ in range(3)]
+    by_weights = Problem(model, data[0], lambda own: 0.0, {"macs": 0.5})
+    by_outputs = Problem(model, data[0], lambda own: 0.0, {"macs": 0.5}, importance="outputs", data=data)
+    for problem, stays in ((by_weights, False), (by_outputs, True)):
+        axis = next(variable.axis for variable in problem.space.variables if variable.size == 8)
+        assert bool(problem.scores[axis].argsort(descending=True)[:4].eq(2).any()) is stays
+    names = [problem.identity()["importance"] for problem in (by_weights, by_outputs)]
+    assert names == ["l1", "outputs"]
+    with pytest.raises(ConfigError, match="give data="):
+        Problem(model, data[0], lambda own: 0.0, {"macs": 0.5}, importance="taylor")
+    with pytest.raises(ConfigError, match="leave data= out"):
+        Problem(model, data[0], lambda own: 0.0, {"macs": 0.5}, data=data)

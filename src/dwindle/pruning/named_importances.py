@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Any
 
 from torch import Tensor
 
@@ -53,3 +54,21 @@ def importance_of(given: str | Criterion | AxisImportance) -> AxisImportance:
     raise ConfigError(
         f"importance: {given!r} is no name, no function f(weight, dim) and no importance (Taylor(), GroupNorm(), ...)"
     )
+
+
+def check_data(importance: AxisImportance, data: Any) -> None:
+    """See that an importance that runs the model has data, and that no other has.
+
+    Raises:
+        ConfigError: Saying what to do.
+    """
+    name = type(importance).__name__
+    if importance.needs_data and data is None:
+        raise ConfigError(
+            f"importance: {name} runs the model; give data=, batches as your training loop has them"
+        )
+    if data is not None and not importance.needs_data:
+        raise ConfigError(
+            f"data: {name} looks at weights alone; leave data= out, or choose an importance that uses it, such as "
+            "'taylor', 'fisher', 'outputs' or 'activation'"
+        )

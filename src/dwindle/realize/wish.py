@@ -12,6 +12,7 @@ from dwindle.config.errors import ConfigError
 from dwindle.config.schema import AxisKind
 from dwindle.graph.analysis import AxisInfo
 from dwindle.pruning.axis_importance import AxisImportance, Loss
+from dwindle.pruning.named_importances import check_data
 from dwindle.realize.choose import check_name, is_named
 
 COSTS = ("macs", "params", "bytes")
@@ -55,7 +56,7 @@ class Wish:
         for name, ratio in {"largest_ratio": self.largest_ratio, **self.ratios}.items():
             if not 0 <= ratio <= 1:
                 raise ConfigError(f"{name}: {ratio} is not between 0 and 1")
-        self._check_data()
+        check_data(self.importance, self.data)
 
     def _check_amount(self) -> None:
         if (self.ratio is None) == (self.target is None):
@@ -72,18 +73,6 @@ class Wish:
         check_name(name, list(COSTS), "target")
         if not 0 < float(share) <= 1:
             raise ConfigError(f"target: {name} = {share} is not a share between 0 and 1")
-
-    def _check_data(self) -> None:
-        name = type(self.importance).__name__
-        if self.importance.needs_data and self.data is None:
-            raise ConfigError(
-                f"importance: {name} runs the model; give data=, batches as your training loop has them"
-            )
-        if self.data is not None and not self.importance.needs_data:
-            raise ConfigError(
-                f"data: {name} looks at weights alone; leave data= out, or choose an importance that uses it, such as "
-                "'taylor', 'fisher', 'outputs' or 'activation'"
-            )
 
     @property
     def preferred_factor(self) -> str:

@@ -18,6 +18,7 @@ import torch
 from dwindle.config.errors import ConfigError
 from dwindle.graph.axes import Axis
 from dwindle.graph.counts import Counts
+from dwindle.pruning.axis_importance import WeightImportance
 from dwindle.search.problem import Problem
 from dwindle.search.running import Outcome, Proposal, Proposals, Search, best_of
 from dwindle.search.space import CostOf, Space, Variable, check_reachable
@@ -163,7 +164,7 @@ class LeGR:
 
 def squared_norms(problem: Problem) -> dict[str, torch.Tensor]:
     """Return the squared L2 norm of every channel of every variable, in float64 (see :class:`LeGR`)."""
-    found: dict[Axis, torch.Tensor] = problem.scores_by(lambda weight, dim: _squares(weight, dim))
+    found: dict[Axis, torch.Tensor] = problem.scores_by(WeightImportance(_squares))
     return {variable.name: found[variable.axis] for variable in problem.space.variables}
 
 

@@ -23,8 +23,10 @@ from dwindle.graph.axes import Axis
 from dwindle.graph.counts import Counts
 from dwindle.graph.modes import in_mode, modes_kept
 from dwindle.graph.stand_ins import copied
-from dwindle.pruning.importance import IMPORTANCES
-from dwindle.realize.choose import Criterion, axis_scores, best_indices, check_name
+from dwindle.pruning.axis_importance import AxisImportance, Loss
+from dwindle.pruning.named_importances import Criterion, check_data, importance_of
+from dwindle.pruning.shared_axes import shared_axes
+from dwindle.realize.choose import best_indices, check_name, scores_by_axis
 from dwindle.realize.cost import CostModel
 from dwindle.realize.plan import Plan
 from dwindle.realize.shrink import Keep, ShrinkResult, liven, make_plan, shrink, zero_removed
@@ -54,7 +56,10 @@ class Problem:
             ``{"latency:onnxruntime": 0.5}``: the share of the model's cost that may stay.
         fine_tune: Trains a small model for a short time before it is scored; called in training mode, and not for
             the whole model. None scores models as they are cut.
-        importance: Which indices of an axis go first: a name, or ``f(weight, dim) -> scores``.
+        importance: Which indices of an axis go first: a name, ``f(weight, dim) -> scores``, or an importance with
+            options, as in :func:`dwindle.prune`.
+        data: Batches for importances that run the model: at the beginning, and after each cut that is kept.
+        loss: ``loss(outputs, target)`` for those that need labels.
         example_kwargs: Keyword inputs.
         axes: Kinds of axes that may shrink; None means all that shrink by default.
         ignore: Parameter names, module names or patterns whose axes stay.
@@ -81,7 +86,9 @@ class Problem:
         budget: Mapping[str, float],
         *,
         fine_tune: FineTune | None = None,
-        importance: str | Criterion = "l1",
+        importance: str | Criterion | AxisImportance = "l1",
+        data: Any = None,
+        loss: Loss = nn.functional.cross_entropy,
         example_kwargs: Mapping[str, Any] | None = None,
         axes: Sequence[str] | None = None,
         ignore: Sequence[str] = (),
@@ -96,13 +103,14 @@ class Problem:
         self.budget = Budget.of(budget)
         for kind in axes or ():
             check_name(kind, list(get_args(AxisKind)), "axes")
-        if not callable(importance):
-            check_name(importance, list(IMPORTANCES), "importance")
+        self.importance = importance_of(importance)
+        check_data(self.importance, data)
+        self.data, self.loss = data, loss
+        self._importance_name = importance if isinstance(importance, str) else _name_of(importance)
         self.model = self.whole = model
         self.inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
         self.kwargs = dict(example_kwargs or {})
         self.evaluate, self.fine_tune = evaluate, fine_tune
-        self.importance = importance
         self.masked, self.seed, self.threads, self.repeats = masked, seed, threads, repeats
         self._bounds: dict[str, Any] = {
             "kinds": axes,
@@ -122,18 +130,20 @@ class Problem:
         """Analyse the model: its space, its costs, the importance of its indices."""
         self.analysis: Analysis = analyse(model, self.inputs, self.kwargs)
         self.space = Space.of(self.analysis, **self._bounds)
-        criterion = self.importance if callable(self.importance) else IMPORTANCES[self.importance]
-        self.scores: dict[Axis, torch.Tensor] = self.scores_by(criterion)
+        self.scores: dict[Axis, torch.Tensor] = self.scores_by(self.importance)
         self.cost: Cost
         if not self.is_measured:
             self.cost = CountedCost(self.budget.cost, self.analysis)
         elif self._prices is not None:
             self._use(replace(self._prices, modules=CostModel.by_module(self.analysis)))
 
-    def scores_by(self, criterion: Criterion) -> dict[Axis, torch.Tensor]:
-        """Return the importance of each index of each variable: float64, ``[size]``, mean 1 over coupled weights."""
+    def scores_by(self, importance: AxisImportance) -> dict[Axis, torch.Tensor]:
+        """Return the importance of each index of each variable: float64, ``[size]``."""
         tensors = {name: _held(*holders[0]) for name, holders in tensor_slots(self.model).items()}
-        return axis_scores(self.analysis, [own.info for own in self.space.variables], tensors, criterion)
+        axes = shared_axes(self.model, self.analysis, [own.info for own in self.space.variables])
+        if importance.needs_data:
+            importance.measure(self.model, axes, self.data, self.loss)
+        return scores_by_axis(axes, tensors, importance)
 
     @property
     def is_measured(self) -> bool:
@@ -154,11 +164,10 @@ class Problem:
                 digest.update(
                     tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
                 )
-        name = self.importance if isinstance(self.importance, str) else self.importance.__name__
         return {
             "model": digest.hexdigest(),
             "space": {variable.name: variable.size for variable in self.space.variables},
-            "importance": name,
+            "importance": self._importance_name,
             "cost": self.budget.cost,
             "fine-tuning": self.fine_tune is not None,
             "masked": self.masked,
@@ -346,3 +355,13 @@ def _reference(copy: nn.Module, plan: Plan) -> None:
     """Make the reference of the proof: lively numbers, and zeros wherever something is cut."""
     liven(copy)
     zero_removed(copy, plan)
+
+
+def _name_of(importance: Criterion | AxisImportance) -> str:
+    """Return what tells one importance from another: the function's name, or the class with its options."""
+    if not isinstance(importance, AxisImportance):
+        return getattr(importance, "__name__", type(importance).__name__)
+    options = {
+        name: value for name, value in vars(importance).items() if isinstance(value, str | int | float)
+    }
+    return f"{type(importance).__name__}({', '.join(f'{name}={value}' for name, value in sorted(options.items()))})"
