@@ -1,5 +1,13 @@
 """Int8 quantization: ranges from data, one placement, a simulation that the real file matches."""
 
+from dwindle.quantization.binarization import (
+    BinaryQuantizer,
+    BiRealQuantizer,
+    BNNQuantizer,
+    DoReFaBinaryQuantizer,
+    XNORQuantizer,
+)
+from dwindle.quantization.binary_stages import BinaryStages
 from dwindle.quantization.numbers import NumberFormat, fake_quantize, scale_and_zero_point
 from dwindle.quantization.observers import (
     OBSERVERS,
@@ -14,28 +22,46 @@ from dwindle.quantization.parity import Parity, compare, parity
 from dwindle.quantization.plan import apply_plan, plan_of, replay
 from dwindle.quantization.quantize import PRESETS, quantize
 from dwindle.quantization.simulation import is_quantized, quantization_parameters
+from dwindle.quantization.weight_only import (
+    GroupFormat,
+    PackedWeight,
+    packed_weights,
+    quantize_weights,
+    weight_rows,
+)
 
 __all__ = [
     "BACKENDS",
     "OBSERVERS",
     "PRESETS",
+    "BNNQuantizer",
     "Backend",
+    "BiRealQuantizer",
+    "BinaryQuantizer",
+    "BinaryStages",
     "ComputeRule",
+    "DoReFaBinaryQuantizer",
+    "GroupFormat",
     "HistogramObserver",
     "MinMaxObserver",
     "MovingAverageObserver",
     "NumberFormat",
     "Observer",
+    "PackedWeight",
     "Parity",
     "PercentileObserver",
+    "XNORQuantizer",
     "apply_plan",
     "compare",
     "fake_quantize",
     "is_quantized",
+    "packed_weights",
     "parity",
     "plan_of",
     "quantization_parameters",
     "quantize",
+    "quantize_weights",
     "replay",
     "scale_and_zero_point",
+    "weight_rows",
 ]
