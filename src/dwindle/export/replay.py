@@ -72,6 +72,18 @@ def _sparsify(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
     return importlib.import_module("dwindle.realize").replay_sparse(model, entry)
 
 
+def _pack_binary(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
+    return importlib.import_module("dwindle.realize").replay_binary(model, entry)
+
+
+def _quantize_weights(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
+    return importlib.import_module("dwindle.quantization.weight_only").replay(model, entry)
+
+
+def _pack_weights(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
+    return importlib.import_module("dwindle.realize").replay_packed(model, entry)
+
+
 def _unchanged(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
     return model
 
@@ -79,5 +91,8 @@ def _unchanged(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
 register_replay("shrink", _shrink)
 register_replay("quantize", _quantize)
 register_replay("sparsify", _sparsify)
+register_replay("quantize_weights", _quantize_weights)
+register_replay("pack_weights", _pack_weights)
+register_replay("pack_binary", _pack_binary)
 for _kind in ("train", "finetune", "distill", "note"):  # these change numbers only
     register_replay(_kind, _unchanged)

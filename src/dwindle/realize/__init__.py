@@ -9,8 +9,12 @@ import sys
 from types import ModuleType
 from typing import Any
 
+from dwindle.realize.binary_layers import PackedBinaryConv2d, PackedBinaryLinear
 from dwindle.realize.depth import PassThrough
 from dwindle.realize.from_masks import realize
+from dwindle.realize.pack_binary import BinaryResult, pack_binary, replay_binary
+from dwindle.realize.packed_layers import PackResult, pack_weights, replay_packed
+from dwindle.realize.packed_linear import PackedLinear
 from dwindle.realize.plan import Plan
 from dwindle.realize.prune import prune
 from dwindle.realize.repair import repair
@@ -25,7 +29,12 @@ from dwindle.realize.verify import Verification
 from dwindle.training import register_realizer
 
 __all__ = [
+    "BinaryResult",
     "LayerRepair",
+    "PackResult",
+    "PackedBinaryConv2d",
+    "PackedBinaryLinear",
+    "PackedLinear",
     "PassThrough",
     "Plan",
     "RepairReport",
@@ -39,10 +48,14 @@ __all__ = [
     "apply_plan",
     "densified",
     "lottery_ticket",
+    "pack_binary",
+    "pack_weights",
     "prune",
     "prune_in_rounds",
     "realize",
     "repair",
+    "replay_binary",
+    "replay_packed",
     "replay_sparse",
     "sparsify",
 ]

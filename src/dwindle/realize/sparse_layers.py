@@ -16,6 +16,7 @@ from dwindle import simulate
 from dwindle.config import Target, history
 from dwindle.config.errors import ConfigError, RealizeError
 from dwindle.pruning.masks import tied_targets
+from dwindle.realize.module_places import ModulePlaces
 from dwindle.realize.sparse_linear import BLOCKS, SparseLinear, block_density, from_description
 from dwindle.training.linear_layers import input_of, is_linear_layer, to_matrix
 from dwindle.training.progress import tracked
@@ -134,7 +135,7 @@ def sparsify(
     args = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     kwargs = dict(example_kwargs or {})
     result = SparseResult(model)
-    parents = _Places(model)
+    parents = ModulePlaces(model)
 
     def run() -> Any:
         return model(*args, **kwargs)
@@ -182,7 +183,7 @@ def densified(model: nn.Module) -> nn.Module:
         model: A model with :class:`SparseLinear` layers; not changed.
     """
     dense = copy.deepcopy(model)
-    places = _Places(dense)
+    places = ModulePlaces(dense)
     for name, module in list(dense.named_modules()):
         if isinstance(module, SparseLinear):
             places.put(name, module.to_linear())
@@ -199,7 +200,7 @@ def replay_sparse(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
     Raises:
         FileFormatError: The entry does not fit the model.
     """
-    places = _Places(model)
+    places = ModulePlaces(model)
     for name, description in entry["layers"].items():
         layer = from_description(description)
         old = model.get_submodule(name)
@@ -210,21 +211,6 @@ def replay_sparse(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
             )
         places.put(name, layer.train(old.training))
     return model
-
-
-class _Places:
-    """Replaces modules by their paths, everywhere they stand."""
-
-    def __init__(self, model: nn.Module) -> None:
-        self.modules = dict(model.named_modules(remove_duplicate=False))
-
-    def put(self, name: str, module: nn.Module) -> None:
-        old = self.modules[name]
-        for path, own in list(self.modules.items()):
-            if own is old and path:
-                parent, _, key = path.rpartition(".")
-                self.modules[parent]._modules[key] = module
-                self.modules[path] = module
 
 
 def _layers_with_zeros(model: nn.Module) -> dict[str, nn.Module]:

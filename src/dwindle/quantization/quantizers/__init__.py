@@ -1,6 +1,12 @@
 """What sits on a quantized tensor in training: rounding, and how its range is learned."""
 
 from dwindle.quantization.quantizers.base import Quantizer
+from dwindle.quantization.quantizers.binary import (
+    BinaryActivation,
+    BinaryWeight,
+    SignActivation,
+    StepActivation,
+)
 from dwindle.quantization.quantizers.dorefa import (
     DorefaActivationQuantizer,
     DorefaWeightQuantizer,
@@ -17,6 +23,8 @@ from dwindle.quantization.quantizers.tqt import TqtQuantizer
 __all__ = [
     "METHODS",
     "AsymmetricRangeQuantizer",
+    "BinaryActivation",
+    "BinaryWeight",
     "DorefaActivationQuantizer",
     "DorefaWeightQuantizer",
     "Gradient",
@@ -27,6 +35,8 @@ __all__ = [
     "MovingAverageQuantizer",
     "PactQuantizer",
     "Quantizer",
+    "SignActivation",
+    "StepActivation",
     "SymmetricRangeQuantizer",
     "TqtQuantizer",
     "learned_round",
