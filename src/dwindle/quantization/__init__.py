@@ -8,6 +8,7 @@ from dwindle.quantization.binarization import (
     XNORQuantizer,
 )
 from dwindle.quantization.binary_stages import BinaryStages
+from dwindle.quantization.fallback import QuantizedWithin, quantize_within
 from dwindle.quantization.numbers import NumberFormat, fake_quantize, scale_and_zero_point
 from dwindle.quantization.observers import (
     OBSERVERS,
@@ -21,6 +22,7 @@ from dwindle.quantization.operators import BACKENDS, Backend, ComputeRule
 from dwindle.quantization.parity import Parity, compare, parity
 from dwindle.quantization.plan import apply_plan, plan_of, replay
 from dwindle.quantization.quantize import PRESETS, quantize
+from dwindle.quantization.reconstruction import BlockResult, Reconstruction
 from dwindle.quantization.simulation import is_quantized, quantization_parameters
 from dwindle.quantization.weight_only import (
     GroupFormat,
@@ -39,6 +41,7 @@ __all__ = [
     "BiRealQuantizer",
     "BinaryQuantizer",
     "BinaryStages",
+    "BlockResult",
     "ComputeRule",
     "DoReFaBinaryQuantizer",
     "GroupFormat",
@@ -50,6 +53,8 @@ __all__ = [
     "PackedWeight",
     "Parity",
     "PercentileObserver",
+    "QuantizedWithin",
+    "Reconstruction",
     "XNORQuantizer",
     "apply_plan",
     "compare",
@@ -61,6 +66,7 @@ __all__ = [
     "quantization_parameters",
     "quantize",
     "quantize_weights",
+    "quantize_within",
     "replay",
     "scale_and_zero_point",
     "weight_rows",

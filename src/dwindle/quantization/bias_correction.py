@@ -2,20 +2,45 @@
 
 Rounding errors of a channel's few weights do not average out, so a quantized layer's outputs are shifted;
 depthwise convolutions suffer most (Nagel et al. 2019, arXiv 1906.04721, section 4.2). Here a layer's mean
-output is measured in float and in the simulation on the same data, and the difference goes into its bias. The
-simulation is corrected while it runs, so every layer sees inputs that are corrected already.
+output is measured in float and in the simulation on the same data, and the difference goes into its bias. There are
+three ways:
+
+* ``"running"``: the simulation is corrected while it runs, batch by batch, so every layer sees inputs that are
+  corrected already; the shifts of all batches are averaged at the end. Two forwards a batch.
+* ``"sequential"``: layer after layer, each on all the data with the biases before it final. The means are then exactly
+  those of the float model; it takes as many passes over the data as there are layers.
+* ``"fast"``: each layer by its own rounding alone, on the inputs of the float model. One forward a batch.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Mapping
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from dwindle.quantization.calls import CallKey, run_with
+from dwindle.config.errors import ConfigError, did_you_mean
+from dwindle.quantization.calls import CallKey, replace_at, run_with
 from dwindle.quantization.simulation import PlacedMode, Simulation, SimulationMode, WeightSlot
 from dwindle.training.inputs import Inputs
+from dwindle.training.progress import tracked
+
+METHODS = ("running", "sequential", "fast")
+
+
+def correction_method(choice: bool | str) -> str | None:
+    """Return the method that a choice names; None for no correction.
+
+    Raises:
+        ConfigError: The name is not known.
+    """
+    if isinstance(choice, bool):
+        return "running" if choice else None
+    if choice not in METHODS:
+        known = f"True, False, {', '.join(METHODS)}"
+        raise ConfigError(f"bias_correction {choice!r} is not known: {known}{did_you_mean(choice, METHODS)}")
+    return choice
 
 
 def _channel_mean(output: Tensor, linear: bool) -> Tensor:
@@ -61,11 +86,90 @@ class _Correcting(SimulationMode):
         return value + shift.to(value.dtype).reshape(shape)
 
 
+class _Local(PlacedMode):
+    """Runs in float; beside each call it runs the call with its operands rounded and compares the means."""
+
+    def __init__(
+        self, simulation: Simulation, parameters: tuple[Tensor, ...], weights: Mapping[CallKey, Tensor]
+    ) -> None:
+        super().__init__(simulation)
+        self.weights = weights
+        self.rounding = SimulationMode(simulation, parameters)
+        self.shifts: dict[CallKey, Tensor] = {}
+
+    def on_call(self, key: CallKey, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+        """Run the call twice."""
+        output = super().on_call(key, func, args, kwargs)
+        slot = self.simulation.slots.get(key)
+        if slot is None or slot.place.bias is None:
+            return output
+        place, rounding = slot.place, self.rounding
+        index, keyword = (1, "mat1") if key.operation == "addmm" else (0, "input")
+        data = (index,) if len(args) > index else (keyword,)
+        changes: list[tuple[Any, Callable[[Tensor], Tensor]]] = [
+            (data, lambda value: rounding.activation(value, place.input_quantizer)),
+            (place.position, lambda value: rounding.weight(self.weights.get(key, value), key, slot)),
+        ]
+        for position, change in changes:
+            args, kwargs = replace_at(args, kwargs, position, change)
+        rounded, linear = func(*args, **kwargs), _is_linear(key)
+        self.shifts[key] = _channel_mean(output, linear) - _channel_mean(rounded, linear)
+        return output
+
+
+class _Stopped(BaseException):
+    """The call that is being corrected has run; the rest of the forward is not needed."""
+
+
+class _MeanOf(SimulationMode):
+    """Simulates up to one call and takes its mean."""
+
+    def __init__(self, simulation: Simulation, parameters: tuple[Tensor, ...], wanted: CallKey) -> None:
+        super().__init__(simulation, parameters)
+        self.wanted = wanted
+        self.mean: Tensor | None = None
+        self.rows = 0
+
+    def bias(self, value: Tensor, key: CallKey, slot: WeightSlot) -> Tensor:
+        """Leave the bias that is being corrected unrounded: it is rounded once, when it is final."""
+        return value if key == self.wanted else super().bias(value, key, slot)
+
+    def result(self, value: Tensor, key: CallKey, slot: WeightSlot) -> Tensor:
+        """Take the mean and stop."""
+        if key == self.wanted:
+            self.mean, self.rows = _channel_mean(value, _is_linear(key)), _rows(value, key)
+            raise _Stopped
+        return value
+
+
+def _rows(value: Tensor, key: CallKey) -> int:
+    """Return how many values each channel has."""
+    return value.numel() // max(1, value.shape[-1 if _is_linear(key) else 1])
+
+
+class _FloatSums(PlacedMode):
+    """Adds up the output of every channel, in float, over all batches."""
+
+    def __init__(self, simulation: Simulation) -> None:
+        super().__init__(simulation)
+        self.sums: dict[CallKey, Tensor] = {}
+        self.rows: dict[CallKey, int] = {}
+
+    def result(self, value: Tensor, key: CallKey, slot: WeightSlot) -> Tensor:
+        """Add up."""
+        rows = _rows(value, key)
+        self.sums[key] = self.sums.get(key, 0.0) + _channel_mean(value, _is_linear(key)) * rows
+        self.rows[key] = self.rows.get(key, 0) + rows
+        return value
+
+
 def correct_biases(
     model: nn.Module,
     simulation: Simulation,
     parameters: tuple[Tensor, ...],
     batches: Iterable[Inputs],
+    method: str = "running",
+    reference: nn.Module | None = None,
 ) -> int:
     """Change the biases of a model so that the simulation's channel means are those of the float model.
 
@@ -73,29 +177,76 @@ def correct_biases(
         model: The model, not simulating yet; its biases are changed in place.
         simulation: Where the quantizers stand.
         parameters: The packed scales and zero points.
-        batches: Data to measure on.
+        batches: Data to measure on; read several times by the sequential method.
+        method: ``"running"``, ``"sequential"`` or ``"fast"``.
+        reference: The float model, where the weights of ``model`` are rounded already; ``model`` when not given.
 
     Returns:
         How many biases were corrected.
     """
+    names = correctable_biases(model, simulation)
+    reference = model if reference is None else reference
+    if method == "sequential":
+        return _correct_sequentially(model, simulation, parameters, list(batches), names, reference)
     total: dict[CallKey, Tensor] = {}
     count = 0
-    for args, kwargs in batches:
-        floats = _FloatMeans(simulation)
-        run_with(model, floats, args, kwargs)
-        correcting = _Correcting(simulation, parameters, floats.means)
-        run_with(model, correcting, args, kwargs)
+    parameters_by_name = dict(model.named_parameters())
+    weights = {
+        key: parameters_by_name[slot.place.name]
+        for key, slot in simulation.slots.items()
+        if slot.place.name in parameters_by_name
+    }
+    for args, kwargs in tracked(batches, "bias correction: batches"):
+        correcting: _Local | _Correcting
+        if method == "fast":
+            correcting = _Local(simulation, parameters, weights)
+            run_with(reference, correcting, args, kwargs)
+        else:
+            floats = _FloatMeans(simulation)
+            run_with(reference, floats, args, kwargs)
+            correcting = _Correcting(simulation, parameters, floats.means)
+            run_with(model, correcting, args, kwargs)
         for key, shift in correcting.shifts.items():
             total[key] = total[key] + shift if key in total else shift
         count += 1
-    corrected = 0
-    for key, name in correctable_biases(model, simulation).items():
-        if key in total:
-            bias = model.get_parameter(name)
-            with torch.no_grad():
-                bias.add_((total[key] / count).to(bias.dtype))
-            corrected += 1
-    return corrected
+    changed = [key for key in names if key in total]
+    for key in changed:
+        _add(model, names[key], total[key] / count)
+    return len(changed)
+
+
+def _correct_sequentially(
+    model: nn.Module,
+    simulation: Simulation,
+    parameters: tuple[Tensor, ...],
+    batches: list[Inputs],
+    names: dict[CallKey, str],
+    reference: nn.Module,
+) -> int:
+    floats = _FloatSums(simulation)
+    for args, kwargs in batches:
+        floats.counts.clear()
+        run_with(reference, floats, args, kwargs)
+    wanted = [key for key in floats.sums if key in names]  # in the order of the calls
+    for key in tracked(wanted, "bias correction: layers"):
+        total, rows = torch.zeros_like(floats.sums[key]), 0
+        for args, kwargs in batches:
+            mode = _MeanOf(simulation, parameters, key)
+            try:
+                run_with(model, mode, args, kwargs)
+            except _Stopped:
+                mode.path.stack.clear()  # hooks that leave a module are passed over when the forward ends early
+            if mode.mean is not None:
+                total, rows = total + mode.mean * mode.rows, rows + mode.rows
+        if rows:
+            _add(model, names[key], floats.sums[key] / floats.rows[key] - total / rows)
+    return len(wanted)
+
+
+def _add(model: nn.Module, name: str, shift: Tensor) -> None:
+    bias = model.get_parameter(name)
+    with torch.no_grad():
+        bias.add_(shift.to(bias.dtype))
 
 
 def correctable_biases(model: nn.Module, simulation: Simulation) -> dict[CallKey, str]:

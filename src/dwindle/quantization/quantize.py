@@ -161,11 +161,13 @@ def quantize(
         simulated, placement, folds, observers, data.example, avoid_saturation, weight_range
     )
     simulation = Simulation(placement, slots, folds, factors=factors)
+    reference = simulated
     if learned is not None:
+        reference = copy.deepcopy(simulated)
         relus = rectified_calls(recording)
         simulation.reconstructed = reconstruct(simulated, simulation, parameters, data.kept, learned, relus)
     if correction is not None:
-        correct_biases(simulated, simulation, parameters, data.kept, correction)
+        correct_biases(simulated, simulation, parameters, data.kept, correction, reference)
     attach(simulated, simulation, parameters)
     record_history(
         simulated, {"preset": preset, "backend": table.name, **summarize(placement)}, plan_of(simulated)
@@ -322,7 +324,7 @@ def weight_parameters(
         weight = mode.weights[key].detach()
         pairs = avoid_saturation and not is_depthwise(weight, mode.groups.get(key, 1))
         scale = weight_scale(weight, found.axis, found.form, avoid_saturation=pairs)
-        if weight_range == "mse":
+        if weight_range == "mse" and not (pairs and found.form.highest == 127):
             scale = clipped_scale(weight, found.axis, found.form, scale)
         bias = mode.biases.get(key)
         if bias is not None:
