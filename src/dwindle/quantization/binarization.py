@@ -125,6 +125,8 @@ class BinaryQuantizer:
         """
         self.steps += 1
         self._clip()
+        if self.steps == max(self.stages.activations, 1):
+            self._warn_of_constant_signs()
         self._move()
 
     def loss(self) -> float:
@@ -148,7 +150,7 @@ class BinaryQuantizer:
                 f"training ended after {self.steps} steps, before {waiting[0]} became binary", stacklevel=3
             )
         for target, simulator in self.simulators.items():
-            if isinstance(simulator, StepActivation):
+            if isinstance(simulator, BinaryActivation):
                 simulator.watching = False
             if isinstance(simulator, BinaryWeight):
                 simulator.remember(self._parameter(target))
@@ -267,10 +269,19 @@ class BinaryQuantizer:
         self._govern()
 
     def _watch(self) -> None:
-        """Learned steps look at the inputs of the last step before they start."""
+        """Activations look at the inputs of the last step before they start (or of the first step)."""
         for simulator in self.simulators.values():
-            if isinstance(simulator, StepActivation) and simulator.learned:
-                simulator.watching = self.steps == self.stages.activations - 1
+            if isinstance(simulator, BinaryActivation):
+                simulator.watching = self.steps == max(self.stages.activations - 1, 0)
+
+    def _warn_of_constant_signs(self) -> None:
+        for target, simulator in self.simulators.items():
+            if isinstance(simulator, SignActivation) and simulator.seen >= 0:
+                warnings.warn(
+                    f"{target}: these inputs are never negative (behind a ReLU?), so all their signs are +1; binarize "
+                    "them with 'scale_threshold' or 'dorefa', or take the ReLU out",
+                    stacklevel=4,
+                )
 
     def _clip(self) -> None:
         """Keep the numbers behind unscaled signs where their gradient is not zero (BNN, section 1.4)."""

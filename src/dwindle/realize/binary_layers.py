@@ -265,7 +265,8 @@ def _packed(signs: Tensor) -> Tensor:
     high = (signs > 0).to(torch.uint8).cpu().numpy()
     missing = -high.shape[-1] % _WORD
     high = np.pad(high, [(0, 0)] * (high.ndim - 1) + [(0, missing)])
-    return torch.from_numpy(np.packbits(high, axis=-1, bitorder="little").view("<i8").copy())
+    octets = np.ascontiguousarray(np.packbits(high, axis=-1, bitorder="little"))
+    return torch.from_numpy(octets.view("<i8").copy())
 
 
 def _unpacked(bits: Tensor, count: int) -> Tensor:

@@ -130,14 +130,14 @@ def _conv2d(
     edge_sums = _array(tap_sums) @ lies.absent.T.astype(np.int32)
     rest = (_array(offset), _array(scale), _array(bias))
     images, limits, weights = (
-        _array(x).reshape(count, channels, -1),
+        _array(x).reshape(count, channels, height * width),
         _array(threshold),
         _array(bits).view(np.uint64),
     )
     planes = np.empty((groups * words, height * width), np.uint64)
     lanes = np.empty((taps * words, tall * wide), np.uint64)
     out = torch.empty((count, outputs, tall, wide), dtype=x.dtype)
-    target = out.numpy().reshape(count, outputs, -1)
+    target = out.numpy().reshape(count, outputs, tall * wide)
     each = outputs // groups
     for image in range(count):
         own.pack_planes(images[image], limits, reaches, channels // groups, words, planes)

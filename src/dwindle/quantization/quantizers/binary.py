@@ -130,6 +130,17 @@ class BinaryActivation(BinaryQuantizerBase):
     #: Whether values at or above the threshold are high (signs), or only values above it (steps).
     reaches = True
 
+    seen: Tensor
+
+    def __init__(self, form: NumberFormat) -> None:
+        super().__init__(form)
+        self.watching = False
+        self.register_buffer("seen", torch.full((), torch.nan), persistent=False)
+
+    def look(self, value: Tensor) -> None:
+        """Keep in ``seen`` what matters of an input: called in training while ``watching``, before it is binary."""
+        raise NotImplementedError
+
     def level(self) -> Tensor:
         """Return the high value, 0-d; the low one is its negative for signs and 0 for steps."""
         raise NotImplementedError
@@ -162,8 +173,14 @@ class SignActivation(BinaryActivation):
     def initialize(self, low: Tensor, high: Tensor, sample: Tensor | None = None) -> None:
         """Nothing is learned."""
 
+    def look(self, value: Tensor) -> None:
+        """Keep the least value: signs of inputs that are never negative say nothing."""
+        self.seen.copy_(value.amin())
+
     def forward(self, value: Tensor) -> Tensor:
         """Return the signs."""
+        if self.watching and self.training:
+            self.look(value.detach())
         return gradients.sign(value, self.gradient) if self.started else value
 
     def level(self) -> Tensor:
@@ -190,16 +207,12 @@ class StepActivation(BinaryActivation):
 
     reaches = False
 
-    seen: Tensor
-
     def __init__(self, channels: int = 1, channel_dim: int = -1, *, learned: bool = True) -> None:
         super().__init__(BITS)
         self.channels, self.channel_dim, self.learned = channels, channel_dim, learned
-        self.watching = False
         if learned:
             self.log_scale = nn.Parameter(torch.zeros(()))
             self.logit = nn.Parameter(torch.zeros(channels))
-            self.register_buffer("seen", torch.zeros(()), persistent=False)
         else:
             self.register_buffer("log_scale", torch.zeros(()), persistent=False)
             self.register_buffer("logit", torch.zeros(1), persistent=False)
@@ -220,10 +233,14 @@ class StepActivation(BinaryActivation):
         with torch.no_grad():
             self.log_scale.copy_(value.log())
 
+    def look(self, value: Tensor) -> None:
+        """Keep the least of the largest thousandth: the first scale."""
+        self.seen.copy_(largest_thousandth(value))
+
     def forward(self, value: Tensor) -> Tensor:
         """Return the two values."""
         if self.watching and self.training:
-            self.seen.copy_(largest_thousandth(value.detach()))
+            self.look(value.detach())
         if not self.started:
             return value
         threshold = self.logit.sigmoid()
