@@ -36,6 +36,10 @@ def is_quantized(model: nn.Module) -> bool:
     return check is not None and bool(check(model))
 
 
+def _has_packed_weights(model: nn.Module) -> bool:
+    return bool(importlib.import_module("dwindle.export.weight_only").has_packed_weights(model))
+
+
 def write_onnx_of(
     model: nn.Module,
     structure: InputStructure,
@@ -60,6 +64,10 @@ def write_onnx_of(
     """
     if is_quantized(model):
         return _write_quantized(model, structure, path, dynamic_batch, opset)
+    if _has_packed_weights(model):
+        packed = importlib.import_module("dwindle.export.weight_only")
+        captured = packed.write_packed(model, structure, path, dynamic_batch=dynamic_batch, opset=opset)
+        return WrittenModel([path], captured.dynamic_batch, quantized=True, notes=captured.notes)
     captured = capture(model, structure, dynamic_batch=dynamic_batch)
     files = write_onnx(captured, path, opset=opset, external_data=external_data)
     return WrittenModel(files, captured.dynamic_batch, notes=captured.notes)

@@ -189,9 +189,8 @@ def _configured(
 ) -> dict[str, GroupFormat]:
     from dwindle.config import resolve
 
-    names = {"quant_dtype": f"int{default.bits}" if default.symmetric else f"uint{default.bits}"}
     found = {}
-    for target, setting in resolve(model, config_list, kind="quantization", defaults=names).items():
+    for target, setting in resolve(model, config_list, kind="quantization").items():
         if target.name == "bias" or setting.quant_dtype is None:
             continue
         if target.name != "weight" or not _is_matrix(model.get_submodule(target.module)):
