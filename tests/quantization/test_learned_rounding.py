@@ -5,6 +5,7 @@ import pytest
 import torch
 
 from dwindle.quantization import NumberFormat, fake_quantize, scale_and_zero_point
+from dwindle.quantization.quantizers import blocks
 from dwindle.quantization.quantizers.rounding import Gradient, learned_round, round_to_levels
 
 
@@ -50,7 +51,9 @@ def analytic(value, flow, scale, zero, form, gradient, with_offset):
 @pytest.mark.parametrize("rounding", [1.0, 0.5, 0.0])
 @pytest.mark.parametrize("with_offset", [True, False])
 @pytest.mark.parametrize("axis", [None, 0, 1, -1])
-def test_gradients_of_every_rule(edges, rounding, with_offset, axis):
+@pytest.mark.parametrize("values", [blocks.VALUES, 17])  # whole, and in pieces
+def test_gradients_of_every_rule(edges, rounding, with_offset, axis, values, monkeypatch):
+    monkeypatch.setattr(blocks, "VALUES", values)
     form, gradient = NumberFormat.parse("uint4"), Gradient(edges, rounding)
     generator = torch.Generator().manual_seed(3)
     value = torch.randn(4, 3, 5, generator=generator, dtype=torch.float64, requires_grad=True)
@@ -120,7 +123,9 @@ def test_half_precision_is_rounded_in_float32(dtype):
     assert scale.grad.dtype == torch.float32
 
 
-def test_other_layouts_and_expanded_gradients():
+@pytest.mark.parametrize("values", [blocks.VALUES, 7])
+def test_other_layouts_and_expanded_gradients(values, monkeypatch):
+    monkeypatch.setattr(blocks, "VALUES", values)
     form = NumberFormat.parse("uint8")
     value = torch.randn(2, 8, 4, 4)
     flow = torch.randn(2, 8, 4, 4)

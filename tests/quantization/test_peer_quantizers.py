@@ -1,13 +1,16 @@
-"""The learned ranges next to NNCF's own functions, where NNCF is installed."""
+"""Quantizers of training next to those of NNCF and torchao, where these are installed."""
 
 import numpy as np
 import pytest
 import torch
 
 from dwindle.quantization import NumberFormat
-from dwindle.quantization.quantizers import AsymmetricRangeQuantizer, SymmetricRangeQuantizer
+from dwindle.quantization.quantizers import AsymmetricRangeQuantizer, LsqQuantizer, SymmetricRangeQuantizer
 
-peer = pytest.importorskip("nncf.torch.quantization.reference", reason="NNCF is not installed")
+
+def nncf_reference():
+    peer = pytest.importorskip("nncf.torch.quantization.reference", reason="NNCF is not installed")
+    return peer.ReferenceQuantize(peer.ReferenceBackendType.TORCH)
 
 
 @pytest.fixture
@@ -30,7 +33,7 @@ def test_symmetric(data, form):
     rounded.backward(flow)
     edge = quantizer.edge.detach().double().reshape(1, 1)
     low = edge * form.lowest / form.highest
-    reference = peer.ReferenceQuantize(peer.ReferenceBackendType.TORCH)
+    reference = nncf_reference()
     levels = form.highest - form.lowest + 1
     expected = reference.forward(value.clone(), low, edge - low, levels)
     of_value, _, of_edge = reference.backward(flow, value, low, edge - low, levels, form.lowest, form.highest)
@@ -50,7 +53,7 @@ def test_asymmetric(data, low, width):
     held = value.clone().requires_grad_()
     rounded = quantizer(held)
     rounded.backward(flow)
-    reference = peer.ReferenceQuantize(peer.ReferenceBackendType.TORCH)
+    reference = nncf_reference()
     edges = torch.tensor([[low]], dtype=torch.float64), torch.tensor([[width]], dtype=torch.float64)
     new_low, new_width = reference.tune_range(*edges, 256)
     expected = reference.forward(value.clone(), new_low, new_width, 256)
@@ -60,3 +63,22 @@ def test_asymmetric(data, low, width):
     np.testing.assert_allclose(held.grad[~near], of_value[~near])
     torch.testing.assert_close(quantizer.low.grad.double(), of_low.reshape(()), rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(quantizer.width.grad.double(), of_width.reshape(()), rtol=1e-4, atol=1e-5)
+
+
+@pytest.mark.parametrize("bits", [2, 4])
+def test_learned_steps(bits):
+    reason = "torchao is not installed"
+    peer = pytest.importorskip("torchao.prototype.paretoq.models.utils_quant", reason=reason)
+    generator = torch.Generator().manual_seed(2)
+    weight, flow = (torch.randn(8, 50, generator=generator) for _ in range(2))
+    quantizer = LsqQuantizer(NumberFormat(-(2 ** (bits - 1)), 2 ** (bits - 1) - 1, True))
+    quantizer.initialize(weight.min(), weight.max(), weight)
+    held, other = weight.clone().requires_grad_(), weight.clone().requires_grad_()
+    step = quantizer.scale.detach().clone().reshape(1).requires_grad_()
+    rounded = quantizer(held)
+    rounded.backward(flow)
+    expected = peer.LsqBinaryTernaryExtension.apply(other, step, bits, True)
+    expected.backward(flow)
+    torch.testing.assert_close(rounded, expected)
+    assert torch.equal(held.grad, other.grad)
+    torch.testing.assert_close(quantizer.scale.grad.reshape(1), step.grad, rtol=1e-4, atol=1e-6)

@@ -137,13 +137,10 @@ def squeeze(weight: Tensor) -> Tensor:
     """Return ``tanh w / max|tanh w|``, in [-1, 1]; zeros stay zeros.
 
     Args:
-        weight: Any floating tensor.
+        weight: Any floating tensor. Of several largest values the first carries the gradient of the maximum.
     """
-    squeezed = weight.tanh()
-    most = squeezed.detach().abs().amax()
-    # The maximum carries gradient as in the paper, except where it is zero and nothing has a direction.
-    most = torch.where(most > 0, squeezed.abs().amax(), 1.0)
-    return squeezed / most
+    result: Tensor = _Squeeze.apply(weight)
+    return result
 
 
 def round_gradient(gradient: Tensor, noise: Tensor, steps: int) -> Tensor:
@@ -163,6 +160,29 @@ def round_gradient(gradient: Tensor, noise: Tensor, steps: int) -> Tensor:
     place = (rows / (2 * safe) + 0.5) * steps + noise.reshape(rows.shape)
     rounded = place.round().clamp(0, steps) / steps - 0.5
     return (2 * most * rounded).reshape(gradient.shape)
+
+
+class _Squeeze(torch.autograd.Function):
+    """See :func:`squeeze`; by hand, because the derivative of a maximum takes many passes otherwise."""
+
+    @staticmethod
+    def forward(ctx: Any, weight: Tensor) -> Tensor:
+        squeezed = weight.tanh()
+        low, high = squeezed.aminmax()
+        most = torch.maximum(-low, high)
+        most = torch.where(most > 0, most, torch.ones_like(most))
+        ctx.save_for_backward(squeezed, most)
+        return squeezed / most
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, upstream: Tensor) -> Tensor:
+        squeezed, most = ctx.saved_tensors
+        flow = upstream / most
+        largest = squeezed.abs().argmax()
+        share = (flow * squeezed).sum() / most * squeezed.take(largest).sign()
+        flow = flow.reshape(-1).index_add(0, largest.reshape(1), -share.reshape(1)).reshape(squeezed.shape)
+        return flow * (1 - squeezed.square())
 
 
 class _RoundGradient(torch.autograd.Function):

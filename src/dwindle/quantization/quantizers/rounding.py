@@ -15,6 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dwindle.quantization.numbers import NumberFormat
+from dwindle.quantization.quantizers.blocks import blocks, dense, in_blocks, spread
 
 Edges = Literal["open", "closed", "upper_open", "rounded"]
 
@@ -38,35 +39,7 @@ STRAIGHT_THROUGH = Gradient("rounded")
 """The gradient of torch's own kernels."""
 
 
-def spread(parameter: Tensor, axis: int | None, value: Tensor) -> Tensor:
-    """Return a per-channel parameter in a shape and dtype that multiply a tensor.
-
-    Args:
-        parameter: One value, or shape ``(channels,)``.
-        axis: Dimension of the channels in ``value``, or None for one value.
-        value: The tensor it will meet.
-    """
-    parameter = parameter.to(value.dtype)
-    if axis is None:
-        return parameter.reshape(())
-    shape = [1] * value.dim()
-    shape[axis] = -1
-    return parameter.reshape(shape)
-
-
-def positions(value: Tensor, scale: Tensor, zero_point: Tensor | None, axis: int | None) -> Tensor:
-    """Return a new tensor ``value / scale + zero_point``, not rounded.
-
-    Args:
-        value: Floating, at least float32.
-        scale: One value or one per channel.
-        zero_point: The same shape, or None for zero.
-        axis: See :func:`spread`.
-    """
-    result = value * spread(scale, axis, value).reciprocal()
-    return result if zero_point is None else result.add_(spread(zero_point, axis, value))
-
-
+@torch.no_grad()
 def round_to_levels(
     value: Tensor, scale: Tensor, zero_point: Tensor | None, form: NumberFormat, axis: int | None = None
 ) -> Tensor:
@@ -79,15 +52,15 @@ def round_to_levels(
         form: The levels.
         axis: The dimension with one scale for each index, or None.
     """
-    wide = _widened(value)
-    result = wide * spread(scale, axis, wide).reciprocal()
-    result.round_()
+    wide = _widened(value.detach())
+    step = spread(scale, axis, wide)
+    result = (wide * step.reciprocal()).round_()
     if zero_point is None:
         result.clamp_(form.lowest, form.highest)
     else:
         zero = spread(zero_point, axis, wide)
         result.add_(zero).clamp_(form.lowest, form.highest).sub_(zero)
-    return result.mul_(spread(scale, axis, wide)).to(value.dtype)
+    return result.mul_(step).to(value.dtype)
 
 
 def learned_round(
@@ -136,44 +109,105 @@ class _LearnedRound(torch.autograd.Function):
         gradient: Gradient,
     ) -> Tensor:
         ctx.save_for_backward(value, scale, zero_point)
-        ctx.lowest, ctx.highest, ctx.axis = form.lowest, form.highest, axis
-        ctx.edges, ctx.rounding = gradient.edges, gradient.rounding
-        ctx.with_offset = offset is not None
+        ctx.form, ctx.axis, ctx.gradient, ctx.with_offset = form, axis, gradient, offset is not None
         return round_to_levels(value, scale, zero_point, form, axis)
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, upstream: Tensor) -> tuple[Any, ...]:
         value, scale, zero_point = ctx.saved_tensors
+        learns = ctx.needs_input_grad[1] or ctx.needs_input_grad[2]
+        step = scale.to(_widened(value).dtype)
+        zero = None if zero_point is None else zero_point.to(step.dtype)
         wide, flow = _widened(value), _widened(upstream)
-        place = positions(wide, scale, zero_point, ctx.axis)
-        inside = _gate(flow, place, ctx.lowest, ctx.highest, ctx.edges)
-        if not (ctx.needs_input_grad[1] or ctx.needs_input_grad[2]):
-            return inside.to(value.dtype), None, None, None, None, None, None
-        # Clamped, so that infinite values do not make NaN; half a level wider where rounding decides what is inside.
-        margin = 0.5 if ctx.edges == "rounded" else 0.0
-        place.clamp_(ctx.lowest - margin, ctx.highest + margin)
-        slope = ctx.rounding * _inner(inside, place.round().sub_(place), ctx.axis) if ctx.rounding else 0.0
-        outside = flow - inside
-        escaped = _total(outside, ctx.axis)
-        level = place.clamp_(ctx.lowest, ctx.highest) if margin else place
-        slope = slope + _inner(outside, level, ctx.axis)
-        if zero_point is not None and not ctx.with_offset:
-            slope = slope - escaped * zero_point.reshape(escaped.shape)
-        of_scale = slope.reshape(scale.shape).to(scale.dtype)
-        of_offset = escaped.reshape(scale.shape).to(scale.dtype) if ctx.with_offset else None
+        inside, sums = _backward(wide, flow, step, zero, ctx.form, ctx.axis, ctx.gradient, learns)
+        of_scale = of_offset = None
+        if sums is not None:
+            slope, escaped = sums
+            if ctx.with_offset:
+                of_offset = escaped.reshape(scale.shape).to(scale.dtype)
+            elif zero is not None:
+                slope = slope - escaped * zero.reshape(escaped.shape)
+            of_scale = slope.reshape(scale.shape).to(scale.dtype)
         return inside.to(value.dtype), of_scale, of_offset, None, None, None, None
 
 
-def _gate(flow: Tensor, place: Tensor, lowest: int, highest: int, edges: Edges) -> Tensor:
+Sums = tuple[Tensor, Tensor]
+"""The scale's gradient with levels counted from level 0, and the gradient that fell outside."""
+
+
+def _backward(
+    value: Tensor,
+    flow: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    form: NumberFormat,
+    axis: int | None,
+    gradient: Gradient,
+    learns: bool,
+) -> tuple[Tensor, Sums | None]:
+    """Return the value's gradient, and sums over all or for each channel if the scale learns."""
+    if not in_blocks(value, axis):
+        wide_zero = None if zero is None else spread(zero, axis, value)
+        room = torch.empty_like(flow)
+        return room, _piece(
+            value, flow, room, spread(scale, axis, value), wide_zero, form, axis, gradient, learns
+        )
+    value, flow = dense(value, flow)
+    result = torch.empty_like(value)
+    found = []
+    for (piece, its_flow, room), (step, offset) in blocks([value, flow, result], [scale, zero], axis):
+        assert step is not None
+        found.append(_piece(piece, its_flow, room, step, offset, form, axis, gradient, learns))
+    sums = [pair for pair in found if pair is not None]
+    if not sums:
+        return result, None
+    slopes, escapes = zip(*sums, strict=True)
+    if axis is None:
+        return result, (torch.stack(slopes).sum(), torch.stack(escapes).sum())
+    return result, (torch.cat(slopes), torch.cat(escapes))
+
+
+def _piece(
+    value: Tensor,
+    flow: Tensor,
+    room: Tensor,
+    scale: Tensor,
+    zero: Tensor | None,
+    form: NumberFormat,
+    axis: int | None,
+    gradient: Gradient,
+    learns: bool,
+) -> Sums | None:
+    """Write the value's gradient into a room of the same shape, and return the sums for the scale."""
+    place = value * scale.reciprocal()
+    if zero is not None:
+        place.add_(zero)
+    _gate(flow, place, form, gradient.edges, room)
+    if not learns:
+        return None
+    # Clamped, so that infinite values do not make NaN; half a level wider where rounding decides what is inside.
+    margin = 0.5 if gradient.edges == "rounded" else 0.0
+    place.clamp_(form.lowest - margin, form.highest + margin)
+    error = _inner(room, place.round().sub_(place), axis) if gradient.rounding else None
+    if margin:
+        place.clamp_(form.lowest, form.highest)
+    outside = flow - room
+    slope = _inner(outside, place, axis)
+    if error is not None:
+        slope = slope + gradient.rounding * error
+    return slope, _total(outside, axis)
+
+
+def _gate(flow: Tensor, place: Tensor, form: NumberFormat, edges: Edges, room: Tensor) -> None:
     """Let a gradient through where a place is between the levels; one pass of a vectorized kernel."""
-    low, high = float(lowest), float(highest)
+    low, high = float(form.lowest), float(form.highest)
     if edges == "rounded":
         place, low, high = place.round(), low - 0.5, high + 0.5
     elif edges in ("closed", "upper_open"):
         low = _before(low)
         high = -_before(-high) if edges == "closed" else high
-    return torch.ops.aten.hardtanh_backward(flow, place, low, high)
+    torch.ops.aten.hardtanh_backward.grad_input(flow, place, low, high, grad_input=room)
 
 
 def _before(edge: float) -> float:
