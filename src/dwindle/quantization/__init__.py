@@ -9,9 +9,11 @@ from dwindle.quantization.binarization import (
 )
 from dwindle.quantization.binary_stages import BinaryStages
 from dwindle.quantization.fallback import QuantizedWithin, quantize_within
+from dwindle.quantization.layer_errors import LayerError, error_table, layer_errors
 from dwindle.quantization.numbers import NumberFormat, fake_quantize, scale_and_zero_point
 from dwindle.quantization.observers import (
     OBSERVERS,
+    EntropyObserver,
     HistogramObserver,
     MinMaxObserver,
     MovingAverageObserver,
@@ -44,8 +46,10 @@ __all__ = [
     "BlockResult",
     "ComputeRule",
     "DoReFaBinaryQuantizer",
+    "EntropyObserver",
     "GroupFormat",
     "HistogramObserver",
+    "LayerError",
     "MinMaxObserver",
     "MovingAverageObserver",
     "NumberFormat",
@@ -58,8 +62,10 @@ __all__ = [
     "XNORQuantizer",
     "apply_plan",
     "compare",
+    "error_table",
     "fake_quantize",
     "is_quantized",
+    "layer_errors",
     "packed_weights",
     "parity",
     "plan_of",

@@ -6,6 +6,7 @@ from collections.abc import Callable
 
 from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.quantization.observers.base import Observer
+from dwindle.quantization.observers.entropy import EntropyObserver
 from dwindle.quantization.observers.histogram import HistogramObserver
 from dwindle.quantization.observers.minmax import MinMaxObserver
 from dwindle.quantization.observers.moving_average import MovingAverageObserver
@@ -16,6 +17,7 @@ OBSERVERS: dict[str, Callable[[], Observer]] = {
     "moving_average": MovingAverageObserver,
     "percentile": PercentileObserver,
     "histogram": HistogramObserver,
+    "entropy": EntropyObserver,
 }
 """The observers by name, as ``dw.quantize(..., observer=...)`` takes them."""
 
@@ -37,6 +39,7 @@ def make_observer(observer: str | Callable[[], Observer]) -> Observer:
 
 __all__ = [
     "OBSERVERS",
+    "EntropyObserver",
     "HistogramObserver",
     "MinMaxObserver",
     "MovingAverageObserver",
