@@ -303,6 +303,28 @@ def test_bad_arguments() -> None:
         dw.pack_binary(trained(), X, least_gain=1.0, rounds=0)
 
 
+def test_surgery_refuses_what_it_would_drop() -> None:
+    model = trained()
+    expected = model(X)
+    with pytest.raises(ConfigError, match=r"conv._input_0 is simulated as binary: dw.pack_binary"):
+        dw.realize(model, example_inputs=(X,))
+    assert torch.equal(model(X), expected)
+
+
+def test_a_pruned_network_is_binarized_and_packed() -> None:
+    torch.manual_seed(0)
+    model = Net()
+    x = X
+    dw.prune(model, (x,), ratio=0.25)
+    quantizer = BinaryQuantizer(model, CONFIG, activations="bireal")
+    quantizer.attach()
+    quantizer.detach()
+    expected = model.eval()(x)
+    result = dw.pack_binary(model, x, rounds=0)
+    assert [row.packed for row in result.rows] == [True, True, False]
+    torch.testing.assert_close(model(x), expected)
+
+
 def test_without_numba_the_extra_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
     model = trained()
     expected = model(X)

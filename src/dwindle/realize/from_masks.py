@@ -18,6 +18,7 @@ from dwindle.graph.capture import capture
 from dwindle.graph.counts import CountSolver
 from dwindle.graph.positions import kept_positions
 from dwindle.graph.trace import Trace
+from dwindle.quantization.quantizers.binary import BinaryQuantizerBase
 from dwindle.realize.activation_masks import as_parameter_masks
 from dwindle.realize.constants import ConstantPropagation, Constants
 from dwindle.realize.shrink import ShrinkResult, shrink
@@ -53,11 +54,12 @@ def realize(
             the model in place: ``"auto"`` when only that can cut what is dead, or True, or False.
 
     Raises:
-        ConfigError: ``masks`` names what the model lacks.
+        ConfigError: ``masks`` names what the model lacks, or something in it is simulated as binary.
         CaptureError: The model fails on the inputs.
         RealizeError: The small model was not proven equal; the model is left as it was.
     """
     inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    _refuse_binary(model)
     asked = _checked_masks(model, masks or {})
     given = dict(asked)
     for name, mask in as_parameter_masks(model).items():
@@ -138,6 +140,15 @@ def _choose(
     constants = ConstantPropagation(analysis, tensors, lambda path: _takes_bias(model, path)).run()
     solver = _solver_for_all(analysis)
     return _Choice(analysis, solver, constants, _kept(constants, solver))
+
+
+def _refuse_binary(model: nn.Module) -> None:
+    """Binary simulators do not survive surgery: without the signs of its inputs it would be another model."""
+    for target, simulator in simulate.simulated_targets(model, "quantize").items():
+        if isinstance(simulator, BinaryQuantizerBase):
+            raise ConfigError(
+                f"{target} is simulated as binary: dw.pack_binary makes that real; cut the model before it is binarized"
+            )
 
 
 def _checked_masks(
