@@ -93,7 +93,7 @@ def scale_and_zero_point(low: Tensor, high: Tensor, form: NumberFormat) -> tuple
         middle = 0 if form.signed else (form.lowest + form.highest + 1) // 2
         reach = torch.maximum(-low, high)
         scale = (reach / (form.highest - middle)).clamp(min=SMALLEST_SCALE).float()
-        return scale, torch.full(scale.shape, middle, dtype=torch.int32)
+        return scale, torch.full(scale.shape, middle, dtype=torch.int32, device=scale.device)
     levels = form.highest - form.lowest
     scale = ((high - low) / levels).clamp(min=SMALLEST_SCALE).float()
     too_far = (scale.double() * levels > (high - low)) & (scale > SMALLEST_SCALE)
