@@ -110,7 +110,9 @@ def local_ratio(task: Task, model: nn.Module, ratio: float) -> float:
     return best[1]
 
 
-def config_pruner(name: str, make: Callable[..., pruning.Pruner], **options: Any) -> Method:
+def config_pruner(
+    name: str, make: Callable[..., pruning.Pruner], tasks: tuple[str, ...] | None = None, **options: Any
+) -> Method:
     """A pruner class with a config_list and coupled axes, then real surgery with proof, then fine-tuning."""
 
     def run(task: Task, model: nn.Module, ratio: float, seed: int) -> tuple[nn.Module, float | None]:
@@ -123,7 +125,7 @@ def config_pruner(name: str, make: Callable[..., pruning.Pruner], **options: Any
         before = task.accuracy(result.model)
         return task.tune(result.model, seed), before
 
-    return Method(name, "dwindle", "structured", run)
+    return Method(name, "dwindle", "structured", run, tasks)
 
 
 def _given(value: Any, task: Task) -> Any:
@@ -241,8 +243,8 @@ def structured_methods() -> list[Method]:
         config_pruner("ActivationAPoZRankPruner", pruning.ActivationAPoZRankPruner, data=_data),
         config_pruner("ActivationMeanRankPruner", pruning.ActivationMeanRankPruner, data=_data),
         config_pruner("TaylorPruner, gates", pruning.TaylorPruner, data=_data, on="gates"),
-        config_pruner("HRankPruner", pruning.HRankPruner, data=_data),
-        config_pruner("CHIPPruner", pruning.CHIPPruner, data=_data, samples=128),
+        config_pruner("HRankPruner", pruning.HRankPruner, tasks=images, data=_data),
+        config_pruner("CHIPPruner", pruning.CHIPPruner, tasks=images, data=_data, samples=128),
     ]
     return found
 

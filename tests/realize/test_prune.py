@@ -12,7 +12,10 @@ from torch import nn
 
 import dwindle as dw
 from dwindle.config.history import history
+from dwindle.graph.analysis import analyse
 from dwindle.measure import count_macs
+from dwindle.pruning.axis_importance import WeightImportance
+from dwindle.realize.cost import CostModel
 
 
 class Net(nn.Module):
@@ -162,7 +165,7 @@ def test_ratio_one_keeps_one_index_of_each_axis() -> None:
 
 
 @pytest.mark.parametrize("share", [0.2, 0.5, 0.8])
-@pytest.mark.parametrize("scope", ["local", "global"])
+@pytest.mark.parametrize("scope", ["local", "global", "cost"])
 @pytest.mark.parametrize("name", ["macs", "params", "bytes"])
 def test_targets_are_met_within_two_percent(name: str, scope: str, share: float) -> None:
     model, x = Net(), images(1)
@@ -223,6 +226,60 @@ def test_global_scope_is_one_threshold_over_all_axes() -> None:
     assert model[0].out_features == sum(name == 8 for _, name in ranked)
     assert model[2].out_features == sum(name == 16 for _, name in ranked)
     assert sum(cut["after"] for cut in result.plan.cuts) == 12
+
+
+def test_cost_scope_gives_the_most_importance_for_the_cost() -> None:
+    """Against all pairs of counts, tried one by one."""
+    torch.manual_seed(0)
+    values = {24: torch.rand(24).double() * 3, 40: torch.rand(40).double()}
+
+    def make() -> nn.Sequential:
+        return nn.Sequential(nn.Linear(6, 24), nn.ReLU(), nn.Linear(24, 40), nn.ReLU(), nn.Linear(40, 2))
+
+    importance = WeightImportance(lambda weight, dim: values[weight.shape[dim]])
+    importance.reduce, importance.normalize = "mean", "none"
+    model = make()
+    dw.prune(
+        model,
+        torch.randn(2, 6),
+        target={"params": 0.5},
+        scope="cost",
+        importance=importance,
+        largest_ratio=0.95,
+    )
+
+    def cost(first: int, second: int) -> int:
+        return (6 + 1) * first + (first + 1) * second + (second + 1) * 2
+
+    def worth(first: int, second: int) -> float:
+        best = [
+            values[size].sort(descending=True).values[:count] for size, count in ((24, first), (40, second))
+        ]
+        return float(sum(own.sum() for own in best))
+
+    full = cost(24, 40)
+    found = model[0].out_features, model[2].out_features
+    assert cost(*found) / full == pytest.approx(0.5, rel=0.02)
+    within = [
+        (first, second)
+        for first in range(1, 25)
+        for second in range(1, 41)
+        if cost(first, second) <= max(cost(*found), 0.51 * full)
+    ]
+    assert worth(*found) >= 0.98 * max(worth(*pair) for pair in within)
+
+
+def test_prices_are_differences_of_the_cost() -> None:
+    model = Net()
+    analysis = analyse(model, (images(1),))
+    cost = CostModel.of(analysis)
+    axes = [info.axis for info in analysis.selected()]
+    counts = {axis: max(1, axis.size - number) for number, axis in enumerate(axes)}
+    for name in ("macs", "params", "bytes"):
+        for axis, price in cost.prices(name, counts, axes).items():
+            fewer = cost.cost(name, {**counts, axis: counts[axis] - 1})
+            assert price == pytest.approx(cost.cost(name, counts) - fewer, rel=1e-12)
+            assert price > 0
 
 
 # where
@@ -306,6 +363,8 @@ def test_heads_go_whole() -> None:
         ({"target": {"macs": 0.5, "params": 0.5}}, "target: give exactly one"),
         ({"ratio": 0.5, "importance": "l1_norm"}, "importance: 'l1_norm'.*l1, l2"),
         ({"ratio": 0.5, "scope": "globl"}, "scope: 'globl'.*global"),
+        ({"ratio": 0.5, "scope": "cost"}, "scope: 'cost' .* give target="),
+        ({"target": {"macs": 0.5}, "scope": "cost", "axes": ["block"]}, "blocks are ranked"),
         ({"ratio": 0.5, "axes": ["head"]}, "axes: 'head'.*heads"),
         ({"ratio": 0.5, "round_to": 0}, "round_to: 0"),
     ],

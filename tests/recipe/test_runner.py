@@ -198,3 +198,17 @@ def test_seeds_differ_and_are_averaged(run: Run) -> None:
 def test_wrong_names(run: Run, change: tuple[str, str], message: str) -> None:
     with pytest.raises(DwindleError, match=message):
         run(SHORT.replace(*change))
+
+
+@pytest.mark.parametrize("importance", ["taylor", "outputs"])
+def test_importances_that_run_the_model_and_repair(run: Run, importance: str) -> None:
+    prune = f"{{ratio: 0.5, importance: {importance}, scope: global, data_batches: 3, repair: true}}"
+    result = run(SHORT.replace("{ratio: 0.5}", prune))
+    repair = result.summary.seeds[0].stages[1]["result"]["repair"]
+    assert repair["output_after"] <= repair["output_before"]
+
+
+def test_repair_is_refused_beside_a_config_list(run: Run) -> None:
+    prune = "{config_list: [{op_types: [Conv2d], sparse_ratio: 0.5}], repair: true}"
+    with pytest.raises(ConfigError, match="repair goes with ratio or target"):
+        run(SHORT.replace("{ratio: 0.5}", prune))

@@ -41,6 +41,9 @@ class AxisImportance:
     #: Whether the model is run over data.
     needs_data: ClassVar[bool] = False
 
+    #: Whether the data must hold labels.
+    needs_labels: ClassVar[bool] = False
+
     def __init__(self, *, reduce: Reduce = "mean", normalize: Normalize = "axis") -> None:
         for name, value, words in (("reduce", reduce, Reduce), ("normalize", normalize, Normalize)):
             if value not in get_args(words):

@@ -164,6 +164,8 @@ class Taylor(MeasuredImportance):
     (arXiv:1906.10771), with one gate on everything that shares the axis.
     """
 
+    needs_labels = True
+
 
 class Fisher(MeasuredImportance):
     """What the loss changes by when the gate of an index closes, to second order, with the Fisher information.
@@ -171,6 +173,8 @@ class Fisher(MeasuredImportance):
     ``mean over samples of (sum w dL/dw)^2``: Theis et al. (arXiv:1801.05787), for coupled channels as Liu et al.,
     "Group Fisher Pruning" (arXiv:2108.00708). One backward pass a sample.
     """
+
+    needs_labels = True
 
     def values(self, model: nn.Module, batch: Any, loss: Loss, number: int) -> Iterator[Tensor]:
         """Yield the loss of each sample."""
@@ -222,6 +226,8 @@ class Hessian(MeasuredImportance):
     ``h`` is the Hessian's diagonal, estimated by the mean square of the gradient of single samples (the empirical
     Fisher information). Weights, norms and biases count alike; that they go together is not taken into account.
     """
+
+    needs_labels = True
 
     keeps_weights = True
 

@@ -31,11 +31,13 @@ AXIS_IMPORTANCES: dict[str, Callable[[], AxisImportance]] = {
 }
 
 
-def importance_of(given: str | Criterion | AxisImportance) -> AxisImportance:
+def importance_of(given: str | Criterion | AxisImportance, *, comparable: bool = False) -> AxisImportance:
     """Return the importance that a caller means.
 
     Args:
         given: A name, a function of a weight and a dimension, or an importance.
+        comparable: Leave what a name means in its own unit where all axes have the same one (of importances that run
+            the model), in place of dividing by the mean of each axis.
 
     Raises:
         ConfigError: It is none of these, or the name is not known.
@@ -48,7 +50,10 @@ def importance_of(given: str | Criterion | AxisImportance) -> AxisImportance:
             raise ConfigError(
                 f"importance: {given!r} is not one of {', '.join(known)}{did_you_mean(given, known)}"
             )
-        return AXIS_IMPORTANCES[given]()
+        found = AXIS_IMPORTANCES[given]()
+        if comparable and found.needs_data:
+            found.normalize = "none"
+        return found
     if callable(given) and not isinstance(given, type):
         return WeightImportance(given)
     raise ConfigError(

@@ -86,6 +86,35 @@ class CostModel:
             constant * math.prod(count_of(axis, counts) for axis in axes) for axes, constant in self.products
         )
 
+    def prices(self, name: str, counts: Counts, axes: Collection[Axis]) -> dict[Axis, float]:
+        """Return by how much the cost falls when an axis loses one more index, the others as they are.
+
+        Args:
+            name: The cost.
+            counts: Of the axes now.
+            axes: Leaves.
+        """
+        wanted = {axis.find() for axis in axes}
+        found = dict.fromkeys(axes, 0.0)
+        for terms, factor in self._terms(name):
+            leaves = {leaf for axis in terms for leaf in axis.leaves()} & wanted
+            for leaf in leaves:
+                now = count_of(leaf, counts)
+                fewer = {**counts, leaf: now - 1}
+                whole, less = (math.prod(count_of(axis, own) for axis in terms) for own in (counts, fewer))
+                found[leaf] += factor * (whole - less)
+        return found
+
+    def _terms(self, name: str) -> list[tuple[list[Axis], float]]:
+        """The products whose sum, each times its factor, is a cost."""
+        if name == "macs":
+            return self.products
+        return [
+            (axes, 1.0 if name == "params" else float(size))
+            for trained, axes, size in self.parameters
+            if trained or name == "bytes"
+        ]
+
     def cost(self, name: str, counts: Counts) -> float:
         """Cost by name: ``"macs"``, ``"params"`` or ``"bytes"``."""
         return {"macs": self.macs, "params": self.elements, "bytes": self.bytes}[name](counts)

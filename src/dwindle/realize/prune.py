@@ -62,7 +62,9 @@ def prune(
             ``"outputs"``, ``"activation"`` (none). Their classes in :mod:`dwindle.pruning` take options.
         data: Batches for importances that run the model, as your training loop has them.
         loss: ``loss(outputs, target)`` for those that need labels.
-        scope: ``"local"`` (every axis loses the same share) or ``"global"`` (one ranking for all).
+        scope: ``"local"`` (every axis loses the same share), ``"global"`` (one ranking for all), or ``"cost"`` (one
+            ranking by importance for each unit of the target's cost; with an importance in one unit for all axes,
+            such as ``Outputs(normalize="none")``, which a name of one that runs the model means here).
         ratios: Ratios by parameter name or pattern (``"layer4.*"``), in place of ``ratio`` there.
         ignore: Parameter names, module names or patterns whose axes stay.
         axes: Kinds of axes that may shrink (default: all): ``"channels"``, ``"heads"``, ``"head_width"``,
@@ -71,7 +73,7 @@ def prune(
             experts, at least as many stay as the router chooses for one token.
         round_to: Sizes become a multiple of this; of heads the number times their width.
         minimum: At least so many indices of each axis stay.
-        largest_ratio: With ``scope="global"``: the most that any axis loses.
+        largest_ratio: With ``scope="global"`` and ``"cost"``: the most that any axis loses.
         example_kwargs: Keyword inputs.
         optimizer: A live optimizer: its state is sliced and it goes on with the small model.
         verify: Prove in float64 that the small model equals the masked one.
@@ -93,7 +95,7 @@ def prune(
     wish = Wish(
         ratio=ratio,
         target=target,
-        importance=importance_of(importance),
+        importance=importance_of(importance, comparable=scope == "cost"),
         scope=scope,
         ratios=dict(ratios or {}),
         ignore=tuple(ignore),

@@ -11,7 +11,7 @@ from torch import nn
 
 from dwindle.graph.analysis import Analysis, AxisInfo
 from dwindle.graph.axes import Axis
-from dwindle.graph.counts import Counts, CountSolver
+from dwindle.graph.counts import Counts, CountSolver, Multiple
 from dwindle.graph.rounding import count_steps
 from dwindle.pruning.shared_axes import shared_axes
 from dwindle.realize.choose import (
@@ -24,6 +24,7 @@ from dwindle.realize.choose import (
 from dwindle.realize.choose_blocks import select_blocks
 from dwindle.realize.cost import CostModel
 from dwindle.realize.experts import choose_experts, left_mixtures
+from dwindle.realize.priced_counts import counts_by_price
 from dwindle.realize.shrink import Keep
 from dwindle.realize.surgery import _held, tensor_slots
 from dwindle.realize.uniform import Uniformity
@@ -149,7 +150,9 @@ class _Indices:
             ((name, share),) = wish.target.items()
             cost = CostModel.of(self.analysis, self.removed_blocks)
             share = min(1.0, float(share) * CostModel.of(self.analysis).cost(name, {}) / cost.cost(name, {}))
-            counts = counts_for_target(self._counts, self.solver, cost, name, share, steps)
+            counts = self._by_price(cost, name, share, steps) if wish.scope == "cost" else None
+            if counts is None:
+                counts = counts_for_target(self._counts, self.solver, cost, name, share, steps)
         else:
             counts = self.solver.solve(self._counts(float(wish.ratio or 0.0)), steps)
         kept: dict[Axis, torch.Tensor] = {}
@@ -158,10 +161,18 @@ class _Indices:
                 kept[info.axis] = best_indices(self.scores[info.axis], counts[info.axis])
         return kept
 
+    def _by_price(self, cost: CostModel, name: str, share: float, steps: Multiple) -> Counts | None:
+        wish = self.wish
+        least = {
+            info.axis: max(min(wish.minimum, info.size), int(info.size * (1 - wish.largest_ratio) + 0.5))
+            for info in self.infos
+        }
+        return counts_by_price(self.infos, self.scores, self.solver, cost, name, share, steps, least)
+
     def _counts(self, ratio: float) -> Counts:
         wish = self.wish
         others = local_counts(self.lost, ratio, wish.ratios, wish.minimum)
-        if wish.scope == "global":
+        if wish.scope != "local":
             ranked = global_counts(self.infos, ratio, self.scores, wish.largest_ratio, wish.minimum)
             return {**others, **ranked}
         return {**others, **local_counts(self.infos, ratio, wish.ratios, wish.minimum)}

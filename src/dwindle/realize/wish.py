@@ -16,7 +16,7 @@ from dwindle.pruning.named_importances import check_data
 from dwindle.realize.choose import check_name, is_named
 
 COSTS = ("macs", "params", "bytes")
-SCOPES = ("local", "global")
+SCOPES = ("local", "global", "cost")
 KINDS = (*get_args(AxisKind), "block", "expert")
 
 
@@ -46,6 +46,12 @@ class Wish:
     def __post_init__(self) -> None:
         self._check_amount()
         check_name(self.scope, list(SCOPES), "scope")
+        if self.scope == "cost" and self.target is None:
+            raise ConfigError(
+                "scope: 'cost' ranks by importance per unit of a cost; give target=, not ratio="
+            )
+        if self.scope == "cost" and self.asks_for("block"):
+            raise ConfigError("scope: blocks are ranked 'local' or 'global', not by 'cost'")
         for kind in self.axes or []:
             check_name(kind, list(KINDS), "axes")
         if self.target is not None and self.asks_for("expert"):

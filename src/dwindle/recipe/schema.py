@@ -188,7 +188,10 @@ class PruneStage(Stage):
         target: What should be left, such as ``{macs: 0.35}``.
         config_list: Pruning settings with NNI's keys, for ``pruner``.
         pruner: Which pruner reads ``config_list``.
-        importance: What decides which indices stay.
+        importance: What decides which indices stay, as in ``dw.prune``.
+        data_batches: Batches for an importance that runs the model (training data where it needs labels, otherwise
+            calibration data), and for ``repair``.
+        repair: Make up for what went with unlabelled calibration data (``dw.repair``).
         scope: Rank within each axis (``local``) or over the whole model (``global``).
         options: Further keyword arguments of ``dw.prune``.
     """
@@ -199,7 +202,11 @@ class PruneStage(Stage):
     target: PruneTarget | None = None
     config_list: list[dict[str, Any]] | None = None
     pruner: Literal["l1", "l2", "fpgm", "random"] = "l1"
-    importance: Literal["l1", "l2", "fpgm", "random", "group_norm"] = "l1"
+    importance: Literal[
+        "l1", "l2", "fpgm", "random", "group_norm", "taylor", "fisher", "hessian", "outputs", "activation"
+    ] = "l1"
+    data_batches: Count = 8
+    repair: bool = False
     scope: Literal["local", "global"] = "local"
     options: dict[str, Any] = {}
 
@@ -207,6 +214,8 @@ class PruneStage(Stage):
     def _one(self) -> PruneStage:
         if sum(value is not None for value in (self.ratio, self.target, self.config_list)) != 1:
             raise ValueError("give one of ratio, target and config_list")
+        if self.repair and self.config_list is not None:
+            raise ValueError("repair goes with ratio or target, not with config_list")
         return self
 
 

@@ -3,10 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
+import itertools
 from typing import Any
 
 from torch import nn
 
+from dwindle.config.errors import ConfigError
+from dwindle.pruning.named_importances import importance_of
 from dwindle.recipe.context import StageContext
 from dwindle.recipe.schema import PruneStage
 from dwindle.training import seed_everything
@@ -23,8 +26,10 @@ def run_prune(context: StageContext) -> dict[str, Any]:
     model = context.load_current()
     args, kwargs = context.data.example(2)
     seed_everything(context.own_seed)
-    result = _shrink(stage, model, args, kwargs)
+    result = _shrink(context, stage, model, args, kwargs)
+    repaired = {} if result.repair is None else {"repair": _repair_as_json(result.repair)}
     return {
+        **repaired,
         **context.keep_model(result.model),
         "cuts": [dict(cut) for cut in result.plan.cuts],
         "rewritten": bool(result.plan.rewritten),
@@ -32,7 +37,27 @@ def run_prune(context: StageContext) -> dict[str, Any]:
     }
 
 
-def _shrink(stage: PruneStage, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
+def _repair_as_json(report: Any) -> dict[str, Any]:
+    """What a repair did, without its layers."""
+    names = ("accepted", "output_before", "output_after", "seconds", "notes")
+    return {name: getattr(report, name) for name in names}
+
+
+def _data(context: StageContext, stage: PruneStage) -> Any:
+    """Batches for the importance of a stage; None when it looks at weights alone."""
+    importance = importance_of(stage.importance)
+    if not importance.needs_data:
+        return None
+    if not importance.needs_labels:
+        return context.data.calibration_inputs(stage.data_batches)
+    if not context.data.can_train:
+        raise ConfigError(f"prune: importance {stage.importance!r} needs labelled training data")
+    return list(itertools.islice(context.data.training_batches(context.own_seed), stage.data_batches))
+
+
+def _shrink(
+    context: StageContext, stage: PruneStage, model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+) -> Any:
     from dwindle import realize
 
     if stage.config_list is None:
@@ -41,6 +66,9 @@ def _shrink(stage: PruneStage, model: nn.Module, args: tuple[Any, ...], kwargs: 
             options["target"] = stage.target.model_dump(exclude_none=True)
         else:
             options["ratio"] = stage.ratio
+        options["data"] = _data(context, stage)
+        if stage.repair:
+            options["repair"] = context.data.calibration_inputs(stage.data_batches)
         return realize.prune(model, args, example_kwargs=kwargs or None, **options)
     from dwindle import pruning
 
