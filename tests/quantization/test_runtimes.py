@@ -9,7 +9,7 @@ from torch import nn
 
 from dwindle.config.errors import ConfigError, ExportError
 from dwindle.export.qdq import export_qdq
-from dwindle.quantization import parity, quantize
+from dwindle.quantization import Reconstruction, parity, quantize
 from quantization.models import Encoder, residual
 
 
@@ -145,3 +145,21 @@ def test_zero_padding_becomes_the_convolutions_own(tmp_path, value, pads):
     assert sum(node.op_type == "Pad" for node in onnx.load(path).graph.node) == pads
     for run in (in_onnxruntime(path), in_openvino(path)):
         assert parity(quantized, run, [x, x[:1]]).sqnr_db > 45
+
+
+@pytest.mark.parametrize("make", [residual, lambda: (Encoder().eval(), torch.randint(0, 50, (8, 6)))])
+def test_rescaled_and_learned_models_run_as_they_simulate(tmp_path, make):
+    model, x = make()
+    quantized = quantize(
+        model,
+        [x],
+        equalize=True,
+        smooth=0.5,
+        rounding=Reconstruction(steps=5),
+        bias_correction="sequential",
+    )
+    path = export_qdq(quantized, tmp_path / "model.onnx", x)
+    for run in (in_onnxruntime(path), in_openvino(path)):
+        result = parity(quantized, run, [x])
+        assert result.equal_predictions == 1.0
+        assert result.sqnr_db > 35
