@@ -144,7 +144,10 @@ def test_pact(data):
     assert quantizer.clip.item() == 10.0
 
 
-@pytest.mark.parametrize(("form", "bits"), [(SIGNED, 4), (UNSIGNED, 4), (NumberFormat(-128, 127, True), 8)])
+@pytest.mark.parametrize(
+    ("form", "bits"),
+    [(SIGNED, 4), (UNSIGNED, 4), (NumberFormat(-128, 127, True), 8), (NumberFormat(-1, 1, True), 2)],
+)
 def test_tqt(data, form, bits):
     value, flow = data
     value = value if form.signed else value.relu()

@@ -66,7 +66,7 @@ class TqtQuantizer(ScaledQuantizer):
         """
         low, high = checked(low, high)
         scale, zero_point = first_scale(low, high, self.form)
-        widest = torch.maximum(self.form.highest - zero_point, zero_point - self.form.lowest)
+        widest = torch.maximum(self.form.highest + 1 - zero_point, zero_point - self.form.lowest)
         steps = torch.exp2(torch.log2(widest.float()).ceil())
         threshold = torch.maximum(-low, high)
         if sample is not None and not self.activation:
