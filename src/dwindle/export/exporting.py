@@ -93,6 +93,7 @@ def export(
     opset: int = OPSET,
     external_data: bool | None = None,
     half_weights: bool = False,
+    exact_products: bool = False,
     verify: bool = True,
     tolerance: float | None = None,
 ) -> ExportResult:
@@ -118,6 +119,8 @@ def export(
         opset: ONNX operator set.
         external_data: ONNX weights in a file of their own; None: only when they are too big for one file.
         half_weights: OpenVINO weights stored as float16.
+        exact_products: For packed weights in ONNX Runtime: multiply with float inputs, which is no faster than a float
+            model. Otherwise the inputs of these products are rounded to int8 in blocks.
         verify: Run the written file and compare.
         tolerance: Largest allowed difference, as a fraction of the largest magnitude of the output.
             Default: 1e-3; for int8 0.2 of the root mean square, since single roundings may fall to the
@@ -141,6 +144,7 @@ def export(
     structure = structure_of(model, args, kwargs)
     path.parent.mkdir(parents=True, exist_ok=True)
     options = {"dynamic_batch": dynamic_batch, "opset": opset, "external_data": external_data}
+    options["exact_products"] = exact_products
     with tempfile.TemporaryDirectory(prefix=f".{path.name}.partial-", dir=path.parent) as directory:
         draft = Path(directory) / path.name
         written, runner = _write(model, structure, draft, options, half_weights, verify)

@@ -32,6 +32,8 @@ from dwindle.realize.module_places import ModulePlaces
 _OPERATOR = "PackedLinear"
 _CONTAINERS = (2, 4, 8)
 _SMALLEST_BLOCK = 16
+_INT8_INPUTS = 4
+"""The operator's ``accuracy_level`` that allows inputs rounded to int8."""
 
 
 def has_packed_weights(model: nn.Module) -> bool:
@@ -46,6 +48,7 @@ def write_packed(
     *,
     dynamic_batch: bool | None = None,
     opset: int = OPSET,
+    exact_products: bool = False,
 ) -> Capture:
     """Write a model with packed weights as one ONNX file.
 
@@ -55,6 +58,8 @@ def write_packed(
         path: The ``.onnx`` file. It is replaced as a whole or not at all.
         dynamic_batch: See :func:`dwindle.export.capture.capture`.
         opset: ONNX operator set.
+        exact_products: Ask ONNX Runtime to multiply with the float inputs. Otherwise it may round them to int8, in
+            blocks with a scale each, which is where its speed comes from.
 
     Returns:
         What was captured, with its notes.
@@ -75,7 +80,7 @@ def write_packed(
             write_onnx(captured, draft, opset=opset, external_data=False)
         proto = onnx.load(str(draft))
         for node in [own for own in proto.graph.node if own.domain == NODE_DOMAIN]:
-            _replace(onnx, proto, node, blocks)
+            _replace(onnx, proto, node, blocks, 0 if exact_products else _INT8_INPUTS)
         _domains(onnx, proto)
         draft.write_bytes(proto.SerializeToString())
         os.replace(draft, path)
@@ -191,7 +196,7 @@ def _placeholders(model: nn.Module, weights: dict[str, PackedWeight]) -> Iterato
             places.put(name, module)
 
 
-def _replace(onnx: Any, proto: Any, node: Any, blocks: dict[str, BlockForm]) -> None:
+def _replace(onnx: Any, proto: Any, node: Any, blocks: dict[str, BlockForm], accuracy: int) -> None:
     """Turn a placeholder into the operator, in place."""
     name = next(onnx.helper.get_attribute_value(own).decode() for own in node.attribute if own.name == "name")
     own = blocks[name]
@@ -213,6 +218,7 @@ def _replace(onnx: Any, proto: Any, node: Any, blocks: dict[str, BlockForm]) -> 
         N=own.rows,
         bits=own.bits,
         block_size=own.block,
+        accuracy_level=accuracy,
     )
     node.CopyFrom(fresh)
 

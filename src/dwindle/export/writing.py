@@ -48,6 +48,7 @@ def write_onnx_of(
     dynamic_batch: bool | None = None,
     opset: int = OPSET,
     external_data: bool | None = None,
+    exact_products: bool = False,
 ) -> WrittenModel:
     """Write a model as ONNX.
 
@@ -58,6 +59,7 @@ def write_onnx_of(
         dynamic_batch: See :func:`dwindle.export.capture.capture`.
         opset: ONNX operator set.
         external_data: Whether weights go into a file of their own; None decides by size.
+        exact_products: See :func:`dwindle.export.weight_only.write_packed`.
 
     Raises:
         ExportError: The model has no ONNX form.
@@ -66,7 +68,9 @@ def write_onnx_of(
         return _write_quantized(model, structure, path, dynamic_batch, opset)
     if _has_packed_weights(model):
         packed = importlib.import_module("dwindle.export.weight_only")
-        captured = packed.write_packed(model, structure, path, dynamic_batch=dynamic_batch, opset=opset)
+        captured = packed.write_packed(
+            model, structure, path, dynamic_batch=dynamic_batch, opset=opset, exact_products=exact_products
+        )
         return WrittenModel([path], captured.dynamic_batch, quantized=True, notes=captured.notes)
     captured = capture(model, structure, dynamic_batch=dynamic_batch)
     files = write_onnx(captured, path, opset=opset, external_data=external_data)

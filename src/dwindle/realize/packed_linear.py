@@ -56,7 +56,8 @@ class PackedLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """Return ``x W' + b`` for ``x`` of shape ``[..., in]``, in the dtype of ``x``."""
         bias = None if self.bias is None else self.bias.to(x.dtype)
-        if self.kernel == "dequantize" or x.numel() > _FEW_ROWS * self.in_features:
+        few = x.numel() <= _FEW_ROWS * self.in_features
+        if self.kernel == "dequantize" or not few or x.device.type != "cpu":
             return functional.linear(x, self.weight.to(x.dtype), bias)
         factor = self.integers.input_factor
         rows = (x if factor is None else x * factor).reshape(-1, self.in_features).to(torch.bfloat16)
