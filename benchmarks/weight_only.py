@@ -23,6 +23,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -93,6 +94,14 @@ def quality(model: nn.Module, texts: dict[str, Tensor], calibration: Tensor) -> 
         }
 
 
+def _run_session(session: Any, tokens: Tensor) -> Any:
+    return session.run(None, {session.get_inputs()[0].name: tokens.numpy()})
+
+
+def _run_compiled(compiled: Any, tokens: Tensor) -> Any:
+    return compiled(tokens.numpy())
+
+
 def runners(model: nn.Module, folder: Path) -> tuple[dict[str, Callable[[Tensor], Any]], dict[str, int]]:
     """Return what computes logits, by name, and the bytes of what it reads."""
     import onnxruntime
@@ -117,13 +126,11 @@ def runners(model: nn.Module, folder: Path) -> tuple[dict[str, Callable[[Tensor]
             sizes[f"onnxruntime {name}"] = written.bytes
             session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
             compiled = core.compile_model(core.read_model(str(path)), "CPU", threads)
-            found[f"onnxruntime {name} {length}"] = lambda x, session=session: session.run(
-                None, {session.get_inputs()[0].name: x.numpy()}
-            )
-            found[f"openvino {name} {length}"] = lambda x, compiled=compiled: compiled(x.numpy())
+            found[f"onnxruntime {name} {length}"] = partial(_run_session, session)
+            found[f"openvino {name} {length}"] = partial(_run_compiled, compiled)
         packed = own
         if name != "float":
-            result = dw.pack_weights(copy.deepcopy(own), example[:, :1], kernel="fast")
+            result = dw.pack_weights(copy.deepcopy(own), example[:, :1], kernel="fast", least_sqnr=20.0)
             packed, sizes[f"torch {name}"] = result.model, result.bytes["after"]
         for length in (1, 64):
             found[f"torch {name} {length}"] = packed
