@@ -7,7 +7,7 @@ take turns; figures are medians of the processor time of one thread, so that oth
 Each packed result is first compared with the float product of the same signs: they are equal to the bit.
 
 Digits: a small residual network is trained in float and with binary weights and inputs (all but the first and last
-layer; Hardtanh in place of ReLU for the two methods with signs), once binarized at once and once in four stages, with the
+layer; Hardtanh in place of ReLU for the two methods with signs), once at once and once in four stages, with the
 same number of steps, for several seeds. Results are kept after each network; a run that was stopped goes on.
 """
 

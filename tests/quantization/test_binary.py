@@ -25,6 +25,8 @@ from dwindle.quantization import (
 )
 from dwindle.quantization.quantizers import BinaryWeight, SignActivation, StepActivation
 from dwindle.quantization.quantizers.binary_gradients import scaled_sign, sign, step
+from dwindle.training import accuracy, fit
+from dwindle.zoo import BatchLoader, digits
 
 ALL = (BNNQuantizer, XNORQuantizer, DoReFaBinaryQuantizer, BiRealQuantizer)
 CONFIG = [{"op_names": ["middle", "deep"], "quant_dtype": "int1"}]
@@ -444,3 +446,33 @@ def test_stages_over_a_run() -> None:
     assert [stages.stage(step) for step in (0, 19, 20, 39, 40, 69, 70, 99)] == [1, 1, 2, 2, 3, 3, 4, 4]
     assert stages.learning_rate_factor(85) == pytest.approx(0.5**2.1)
     assert stages.learning_rate_factor(120) == 0.0
+
+
+@pytest.mark.slow
+def test_four_stages_beat_at_once_on_digits() -> None:
+    data = digits()
+
+    def score(seed: int, staged: bool) -> float:
+        torch.manual_seed(seed)
+        layers: list[nn.Module] = [nn.Flatten(), nn.Linear(64, 48), nn.BatchNorm1d(48), nn.ReLU()]
+        for _ in range(3):
+            layers += [nn.Linear(48, 48, bias=False), nn.BatchNorm1d(48), nn.ReLU()]
+        model = nn.Sequential(*layers, nn.Linear(48, 10))
+        loader = BatchLoader(data.train_images, data.train_labels, 64, shuffle=True, seed=seed)
+        stages = BinaryStages.over(8 * len(loader))
+        quantizer = DoReFaBinaryQuantizer(
+            model,
+            [{"op_names": ["4", "7", "10"], "quant_dtype": "int1"}],
+            stages=stages if staged else BinaryStages(),
+            example_inputs=data.train_images[:64],
+        )
+        optimizer = torch.optim.Adam(model.parameters(), lr=3e-3)
+        # The same fall of the learning rate for both.
+        schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, stages.learning_rate_factor)
+        fit(model, loader, optimizer, epochs=8, compressors=[quantizer], schedule=schedule)
+        assert all(own.started for own in quantizer.simulators.values())
+        return accuracy(model.eval(), [(data.test_images, data.test_labels)])
+
+    once, four = (sum(score(seed, staged) for seed in range(3)) / 3 for staged in (False, True))
+    assert once > 0.85
+    assert four > once
