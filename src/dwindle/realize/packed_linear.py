@@ -21,6 +21,8 @@ _FEW_ROWS = 8
 """Up to so many rows the integer kernels are used; beyond, unpacking once costs less than their slower products."""
 
 _INT4_GROUPS = (32, 64, 128, 256)
+_KERNEL_ZERO = 8
+"""The level that the int4 kernel takes for zero."""
 
 
 class PackedLinear(nn.Module):
@@ -45,7 +47,7 @@ class PackedLinear(nn.Module):
         self.integers, self.kernel = weight, kernel
         self.in_features, self.out_features = weight.columns, weight.rows
         self.bias = None if bias is None else nn.Parameter(bias.detach().clone(), requires_grad=False)
-        self._prepared: tuple[Tensor, Tensor] | None = None
+        self._prepared: tuple[Tensor, Tensor, Tensor | None] | None = None
 
     @property
     def weight(self) -> Tensor:
@@ -60,30 +62,41 @@ class PackedLinear(nn.Module):
         if self.kernel == "dequantize" or not few or x.device.type != "cpu":
             return functional.linear(x, self.weight.to(x.dtype), bias)
         factor = self.integers.input_factor
-        rows = (x if factor is None else x * factor).reshape(-1, self.in_features).to(torch.bfloat16)
-        packed, scales = self._prepare()
+        rows = (x if factor is None else x * factor).reshape(-1, self.in_features)
+        packed, scales, shift = self._prepare()
+        width = self.integers.form.width(self.in_features)
         if self.kernel == "int4":
-            width = self.integers.form.width(self.in_features)
-            product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows, packed, width, scales)
+            product = torch.ops.aten._weight_int4pack_mm_for_cpu(rows.bfloat16(), packed, width, scales)
         else:
-            product = torch.ops.aten._weight_int8pack_mm(rows, packed, scales)
+            product = torch.ops.aten._weight_int8pack_mm(rows.bfloat16(), packed, scales)
+        if shift is not None:
+            product = product + rows.float().unflatten(-1, (-1, width)).sum(-1) @ shift
         product = product.to(x.dtype).reshape(*x.shape[:-1], self.out_features)
         return product if bias is None else product + bias
 
-    def _prepare(self) -> tuple[Tensor, Tensor]:
-        """Return the integers and the scales in the layout of the kernel; made once."""
+    def _prepare(self) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Return the integers and the scales in the layout of the kernel, and what zero points add; made once.
+
+        Zero points times scales would lose their lower bits in the kernel's bfloat16, which costs more than all other
+        rounding together; so they act on the sums of the inputs of each group, in float32.
+        """
         if self._prepared is None:
             weight = self.integers
             levels = weight.levels().flatten(1)[:, : self.in_features]
             scale, zero = weight.scale, weight.zero_point().float()
+            shift = None
             if self.kernel == "int4":
-                packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.int().contiguous(), 1)
-                offsets = torch.stack([scale, (8 - zero) * scale], -1)  # the kernel's own zero is level 8
-                scales = offsets.transpose(0, 1).contiguous().to(torch.bfloat16)
+                centre = _KERNEL_ZERO - weight.form.middle  # fewer bits stand in the middle of four
+                levels, zero = levels.int() + centre, zero + centre
+                packed = torch.ops.aten._convert_weight_to_int4pack_for_cpu(levels.contiguous(), 1)
+                pairs = torch.stack([scale, torch.zeros_like(scale)], -1)
+                scales = pairs.transpose(0, 1).contiguous().to(torch.bfloat16)
+                if not bool((zero == _KERNEL_ZERO).all()):
+                    shift = ((_KERNEL_ZERO - zero) * scale).t().contiguous()
             else:
                 packed = (levels.int() - 128).to(torch.int8).contiguous()
                 scales = scale[:, 0].to(torch.bfloat16)
-            self._prepared = packed, scales
+            self._prepared = packed, scales, shift
         return self._prepared
 
     @property
