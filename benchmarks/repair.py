@@ -132,6 +132,8 @@ CASES: dict[str, tuple[Callable, dict[str, Callable]]] = {
             "30 % of MACs by l2": structured(0.7, "l2"),
             "20 % of MACs by outputs": structured(0.8, "outputs"),
             "30 % of MACs by outputs": structured(0.7, "outputs"),
+            "20 % of MACs by outputs and cost": structured(0.8, "outputs", scope="cost"),
+            "30 % of MACs by outputs and cost": structured(0.7, "outputs", scope="cost"),
             "50 % of weights": unstructured(0.5),
             "70 % of weights": unstructured(0.7),
         },
