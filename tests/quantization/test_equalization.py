@@ -1,6 +1,7 @@
 """Equalization and SmoothQuant against float64 references of the papers' formulas."""
 
 import copy
+import itertools
 
 import numpy as np
 import pytest
@@ -47,7 +48,7 @@ def test_a_chain_of_layers():
     for layer, weight, bias in zip(layers, weights, biases, strict=True):
         np.testing.assert_allclose(layer.weight.detach().numpy(), weight, rtol=2e-3)
         np.testing.assert_allclose(layer.bias.detach().numpy(), bias, rtol=2e-3)
-    for first, second in zip(layers, layers[1:], strict=False):
+    for first, second in itertools.pairwise(layers):
         torch.testing.assert_close(first.weight.abs().amax(1), second.weight.abs().amax(0), rtol=1e-3, atol=0)
     torch.testing.assert_close(model(x), expected)
 
