@@ -215,12 +215,16 @@ def test_beside_sgd_the_logits_have_an_optimizer_of_their_own() -> None:
     with compress(model, []) as run:
         assert run.adaptive_optimizer(weights) is None
     other = network()
+    own = [*other.parameters()]
     with compress(other, [RBPruner(other, CONFIG, training_steps=4)]) as run:
-        assert run.adaptive_optimizer(torch.optim.AdamW(other.parameters())) is None
-        made = run.adaptive_optimizer(torch.optim.SGD(other.parameters(), lr=0.1))
+        assert run.adaptive_optimizer(torch.optim.AdamW(own)) is None
+        assert (
+            run.adaptive_optimizer(torch.optim.SGD(other.parameters(), lr=0.1)) is None
+        )  # it has the scores
+        made = run.adaptive_optimizer(torch.optim.SGD(own, lr=0.1))
         assert made is not None
         assert [group["lr"] for group in made.param_groups] == [0.1]
-        assert run.add_parameters_to(torch.optim.SGD(other.parameters(), lr=0.1)) == 0
+        assert run.add_parameters_to(torch.optim.SGD(own, lr=0.1)) == 0
         run.compressors[0].finish()  # type: ignore[attr-defined]
 
 

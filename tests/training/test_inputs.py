@@ -45,6 +45,7 @@ class Single(nn.Module):
         (Two(), ((X, Y, X), LABELS), (X, Y, X), {}),
         (Two(), (X, Y), (X, Y), {}),
         (Two(), ({"x": X, "y": Y}, LABELS), (), {"x": X, "y": Y}),
+        (Single(), ({"x": X}, LABELS), ({"x": X},), {}),  # a forward that takes the whole dictionary
         (Two(), {"x": X, "y": Y, "labels": LABELS, "other": X}, (), {"x": X, "y": Y}),
     ],
 )
@@ -54,7 +55,7 @@ def test_arguments(model: nn.Module, batch: Any, args: tuple[Any, ...], kwargs: 
     assert all(found[1][key] is value for key, value in kwargs.items())
     assert len(found[0]) == len(args)
     for own, wanted in zip(found[0], args, strict=True):
-        several = isinstance(wanted, tuple | list)
+        several = isinstance(wanted, tuple | list | dict)
         assert all(a is b for a, b in zip(own, wanted, strict=True)) if several else own is wanted
 
 

@@ -70,7 +70,8 @@ def forward_inputs(model: nn.Module, batch: Any, adapt: Callable[[Any], Any] | N
 def _is_all_arguments(model: nn.Module, inputs: Any) -> bool:
     """Whether the first part of a pair holds every argument, and is not one that is a tuple (a list of images)."""
     if isinstance(inputs, Mapping):
-        return True
+        known = _keyword_names(model)
+        return known is None or bool(known.intersection(inputs))
     if not isinstance(inputs, tuple | list):
         return False
     parameters = _parameters(model)

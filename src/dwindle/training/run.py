@@ -212,18 +212,20 @@ class CompressionRun:
         """Return an optimizer of their own for parameters that plain gradient steps hardly move, or None.
 
         Logits of masks have gradients as small as their share of a model. Where the user's optimizer is SGD, they are
-        given to Adam, and :meth:`add_parameters_to` leaves them alone from then on. Step it and zero its gradients
-        beside the user's.
+        given to Adam, and :meth:`add_parameters_to` leaves them alone from then on; those that the user's optimizer has
+        already stay there. Step it and zero its gradients beside the user's.
 
         Args:
             optimizer: The user's.
         """
         if not isinstance(optimizer, torch.optim.SGD):
             return None
+        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+        known |= self._trained_apart
         groups = []
         for compressor in self.compressors:
             wanted: dict[str, Any] = getattr(compressor, "parameter_options", dict)()
-            parameters = [own for own in compressor.parameters() if id(own) not in self._trained_apart]
+            parameters = [own for own in compressor.parameters() if id(own) not in known]
             if wanted.get("adaptive") and parameters:
                 self._trained_apart |= {id(own) for own in parameters}
                 groups.append({"params": parameters, **({"lr": wanted["lr"]} if "lr" in wanted else {})})
