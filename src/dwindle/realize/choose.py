@@ -90,9 +90,13 @@ def global_counts(
     counts = {}
     for info in infos:
         kept = int((scores[info.axis] >= threshold).sum())
-        least = min(minimum, info.size)
-        counts[info.axis] = max(kept, least, int(info.size * (1 - largest_ratio) + 0.5))
+        counts[info.axis] = max(kept, fewest(info, largest_ratio, minimum))
     return counts
+
+
+def fewest(info: AxisInfo, largest_ratio: float, minimum: int) -> int:
+    """Return how many indices of an axis stay at least."""
+    return max(min(minimum, info.size), int(info.size * (1 - largest_ratio) + 0.5))
 
 
 def counts_for_target(

@@ -17,6 +17,7 @@ from dwindle.pruning.shared_axes import shared_axes
 from dwindle.realize.choose import (
     best_indices,
     counts_for_target,
+    fewest,
     global_counts,
     local_counts,
     scores_by_axis,
@@ -163,10 +164,7 @@ class _Indices:
 
     def _by_price(self, cost: CostModel, name: str, share: float, steps: Multiple) -> Counts | None:
         wish = self.wish
-        least = {
-            info.axis: max(min(wish.minimum, info.size), int(info.size * (1 - wish.largest_ratio) + 0.5))
-            for info in self.infos
-        }
+        least = {info.axis: fewest(info, wish.largest_ratio, wish.minimum) for info in self.infos}
         return counts_by_price(self.infos, self.scores, self.solver, cost, name, share, steps, least)
 
     def _counts(self, ratio: float) -> Counts:
