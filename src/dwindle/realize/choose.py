@@ -9,33 +9,15 @@ from typing import cast
 import torch
 
 from dwindle.config.errors import ConfigError, did_you_mean
-from dwindle.graph.analysis import Analysis, AxisInfo
+from dwindle.graph.analysis import AxisInfo
 from dwindle.graph.axes import Axis
 from dwindle.graph.counts import Counts, CountSolver, Multiple, multiple_of
-from dwindle.pruning.axis_importance import AxisImportance, WeightImportance
-from dwindle.pruning.named_importances import Criterion
-from dwindle.pruning.shared_axes import SharedAxis, shared_axes
+from dwindle.pruning.axis_importance import AxisImportance
+from dwindle.pruning.shared_axes import SharedAxis
 from dwindle.realize.cost import CostModel
 
 #: How near a target a prune must come.
 TARGET_TOLERANCE = 0.02
-
-
-def axis_scores(
-    analysis: Analysis, infos: list[AxisInfo], tensors: Mapping[str, torch.Tensor], criterion: Criterion
-) -> dict[Axis, torch.Tensor]:
-    """Return the importance of each index of each axis: the mean over all weights that share the axis.
-
-    Each weight's scores are divided by their mean first, so that a layer with large numbers does not decide
-    alone, and scores of different axes can be ranked together.
-
-    Args:
-        analysis: The axes.
-        infos: The axes to score.
-        tensors: Parameter values by name.
-        criterion: Scores the indices of one dimension of one weight.
-    """
-    return scores_by_axis(shared_axes(None, analysis, infos), tensors, WeightImportance(criterion))
 
 
 def scores_by_axis(

@@ -37,9 +37,7 @@ class EntropyObserver(Observer):
     def range(self, form: NumberFormat) -> tuple[float, float]:
         """Return the range of least divergence, containing zero."""
         histogram = self.histogram
-        if histogram.low > histogram.high:
-            raise ValueError("nothing was observed")
-        low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+        low, high = histogram.seen()
         if low == high:
             return low, high
         middle, width = histogram.bins // 2, histogram.reach / (histogram.bins // 2)

@@ -54,6 +54,16 @@ class GrowingHistogram:
         counted = torch.histc(value, self.bins, min=-self.reach, max=self.reach)
         self.counts += counted.double().cpu().numpy()
 
+    def seen(self) -> tuple[float, float]:
+        """Return the smallest and largest value, widened to contain zero.
+
+        Raises:
+            ValueError: Nothing was counted.
+        """
+        if self.low > self.high:
+            raise ValueError("nothing was observed")
+        return min(self.low, 0.0), max(self.high, 0.0)
+
     def edges(self) -> np.ndarray:
         """Return the ``bins + 1`` borders of the bins, float64."""
         return np.linspace(-self.reach, self.reach, self.bins + 1)

@@ -33,9 +33,7 @@ class HistogramObserver(Observer):
     def range(self, form: NumberFormat) -> tuple[float, float]:
         """Return the range of least mean squared error, containing zero."""
         histogram = self.histogram
-        if histogram.low > histogram.high:
-            raise ValueError("nothing was observed")
-        low, high = min(histogram.low, 0.0), max(histogram.high, 0.0)
+        low, high = histogram.seen()
         if low == high:
             return low, high
         edges = histogram.edges()
