@@ -88,6 +88,20 @@ def track_modules(model: nn.Module, path: ModulePath) -> list[Any]:
     return handles
 
 
+def untrack_modules(model: nn.Module, path: ModulePath) -> None:
+    """Take off the hooks that follow the forward for ``path``; a copy of a model has its own."""
+    for module in model.modules():
+        remove_hooks(module, lambda hook: isinstance(hook, EnterModule | LeaveModule) and hook.path is path)
+
+
+def remove_hooks(module: nn.Module, unwanted: Callable[[Any], bool]) -> None:
+    """Take the forward hooks and pre-hooks off a module that a function says are not wanted."""
+    for hooks in (module._forward_pre_hooks, module._forward_hooks):
+        for number in [number for number, hook in hooks.items() if unwanted(hook)]:
+            del hooks[number]
+            module._forward_hooks_always_called.pop(number, None)
+
+
 def _open(function: Callable[..., Any]) -> Callable[..., Any]:
     """Return a copy of a composite function whose own override check is off, so that its inside is seen."""
     assert isinstance(function, types.FunctionType)

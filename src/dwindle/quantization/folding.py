@@ -48,27 +48,46 @@ def folded_parameters(layer: nn.Module, normalization: _BatchNorm) -> tuple[Tens
     Returns:
         Weight and bias in the dtype of the layer's weight.
     """
-    mean, variance = normalization.running_mean, normalization.running_var
+    mean = normalization.running_mean
     assert mean is not None
-    assert variance is not None
     assert isinstance(layer, _FOLDABLE)
-    factor = torch.rsqrt(variance.double() + normalization.eps)
-    if normalization.weight is not None:
-        factor = factor * normalization.weight.detach().double()
+    factor = channel_factor(normalization)
     shift = (
         normalization.bias.detach().double() if normalization.bias is not None else torch.zeros_like(factor)
     )
-    weight = layer.weight.detach().double()
     before = layer.bias.detach().double() if layer.bias is not None else torch.zeros_like(factor)
-    if isinstance(layer, _TRANSPOSED):
-        groups = layer.groups
-        grouped = weight.reshape(groups, weight.shape[0] // groups, *weight.shape[1:])
-        scales = factor.reshape(groups, 1, -1, *[1] * (weight.dim() - 2))
-        folded = (grouped * scales).reshape(weight.shape)
-    else:
-        folded = weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
-    bias = (before - mean.double()) * factor + shift
+    folded = times_channels(layer.weight.detach().double(), layer, factor.detach())
+    bias = (before - mean.double()) * factor.detach() + shift
     return folded.to(layer.weight.dtype), bias.to(layer.weight.dtype)
+
+
+def channel_factor(normalization: nn.Module) -> Tensor:
+    """Return what a batch normalization multiplies each channel by in evaluation mode, float64, shape ``(channels,)``."""
+    assert isinstance(normalization, _BatchNorm)
+    variance = normalization.running_var
+    assert variance is not None
+    factor = torch.rsqrt(variance.double() + normalization.eps)
+    return factor if normalization.weight is None else factor * normalization.weight.double()
+
+
+def is_transposed(layer: nn.Module) -> bool:
+    """Say whether a layer is a transposed convolution, whose weight has the output channel second."""
+    return isinstance(layer, _TRANSPOSED)
+
+
+def times_channels(weight: Tensor, layer: nn.Module, factor: Tensor) -> Tensor:
+    """Return a layer's weight with each output channel multiplied by its factor.
+
+    Args:
+        weight: Of the shape of ``layer.weight``.
+        layer: A convolution, transposed convolution or linear layer.
+        factor: Shape ``(output channels,)``.
+    """
+    if isinstance(layer, _TRANSPOSED):
+        grouped = weight.reshape(layer.groups, weight.shape[0] // layer.groups, *weight.shape[1:])
+        scales = factor.reshape(layer.groups, 1, -1, *[1] * (weight.dim() - 2))
+        return (grouped * scales).reshape(weight.shape)
+    return weight * factor.reshape(-1, *[1] * (weight.dim() - 1))
 
 
 def find_folds(model: nn.Module, recording: Recording) -> list[Fold]:

@@ -122,6 +122,16 @@ BACKENDS: dict[str, Backend] = {
     "onnxruntime": Backend("onnxruntime", _convolutions(quantize_output=True)),
     # OpenVINO fuses any activation behind an int8 convolution, so more stays in float between them.
     "openvino": Backend("openvino", _convolutions(quantize_output=False)),
+    # What papers on few bits do: inputs and weights of layers; sums, averages and gates stay as they are.
+    "layers": Backend(
+        "layers",
+        _convolutions(quantize_output=False),
+        elementwise=frozenset(),
+        gates=frozenset(),
+        pools=frozenset(),
+        concatenations=frozenset(),
+        shared=frozenset(),
+    ),
 }
 """Placement by runtime. Files placed for ``onnxruntime`` run at full int8 speed in OpenVINO too."""
 

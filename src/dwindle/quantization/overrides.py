@@ -35,10 +35,15 @@ class Overrides:
 
     Args:
         settings: ``{module path: {target name: setting}}``.
+        default_weight: Levels of weights that nothing was said about.
     """
 
-    def __init__(self, settings: Mapping[str, Mapping[str, TargetSetting]]) -> None:
-        self.settings = settings
+    def __init__(
+        self,
+        settings: Mapping[str, Mapping[str, TargetSetting]],
+        default_weight: NumberFormat = DEFAULT_WEIGHT,
+    ) -> None:
+        self.settings, self.default_weight = settings, default_weight
 
     def _get(self, module: str, target: str) -> TargetSetting | None:
         return self.settings.get(module, {}).get(target)
@@ -68,35 +73,38 @@ class Overrides:
 
     def weight_form(
         self, module: str, weight: Value, out_axis: int
-    ) -> tuple[NumberFormat | None, int | None]:
-        """Return the levels of a module's weight and the dimension with one scale per index.
+    ) -> tuple[NumberFormat | None, int | None, int | None]:
+        """Return the levels of a module's weight, the dimension with one scale per index, and the size of its blocks.
 
         Raises:
-            ConfigError: The granularity is finer than integer kernels of the runtimes can do.
+            ConfigError: No runtime has such scales.
         """
         setting = self._get(module, "weight")
         if setting is None:
-            return DEFAULT_WEIGHT, out_axis
-        return setting.form, _axis(setting.granularity, weight.rank, out_axis, module)
+            return self.default_weight, out_axis, None
+        return setting.form, *_scales(setting.granularity, weight.rank, out_axis, module)
 
 
-def _axis(granularity: Any, rank: int, out_axis: int, module: str) -> int | None:
+def _scales(granularity: Any, rank: int, out_axis: int, module: str) -> tuple[int | None, int | None]:
+    """Return the dimension with a scale per index, and how many neighbours along the other one share it."""
     if granularity is None or granularity == "per_tensor":
-        return None
+        return None, None
     if granularity in ("default", "out_channel", "per_channel"):
-        return out_axis
+        return out_axis, None
     if granularity == "in_channel":
-        return 1 - out_axis
+        return 1 - out_axis, None
     if isinstance(granularity, list | tuple):
         blocks = [1] * (rank - len(granularity)) + list(granularity)
         single = [index for index, block in enumerate(blocks) if block != -1]
         if not single:
-            return None
+            return None, None
         if len(single) == 1 and blocks[single[0]] == 1:
-            return single[0]
+            return single[0], None
+        if rank == 2 and blocks[out_axis] == 1 and blocks[1 - out_axis] > 1:
+            return out_axis, int(blocks[1 - out_axis])
     raise ConfigError(
-        f"granularity {granularity!r} of {module}.weight: int8 kernels have one scale, or one per channel; "
-        "use 'default', 'out_channel', 'in_channel' or None"
+        f"granularity {granularity!r} of {module}.weight: a weight has one scale, one for each channel, or (in linear "
+        "layers) one for each group of inputs, such as [1, 32]; use 'default', 'out_channel', 'in_channel' or None"
     )
 
 

@@ -114,8 +114,10 @@ class SimulatorTable(nn.Module):
         self.register_load_state_dict_post_hook(_forgive_plain_checkpoint)
 
     def stacks(self) -> Iterator[tuple[str, SimulatorStack]]:
-        """Yield the target names and their stacks."""
-        yield from self._modules.items()  # type: ignore[misc]
+        """Yield the target names and their stacks; parts of a whole method (:mod:`dwindle.simulate.parts`) are none."""
+        for name, own in self._modules.items():
+            if isinstance(own, SimulatorStack):
+                yield name, own
 
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *args: Any) -> None:
         self._absent_prefix = None if any(key.startswith(prefix) for key in state_dict) else prefix
