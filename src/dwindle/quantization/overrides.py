@@ -9,6 +9,8 @@ from typing import Any
 from torch import nn
 
 from dwindle.config.errors import ConfigError
+from dwindle.config.schema import QuantizationSetting
+from dwindle.config.targets import Target
 from dwindle.quantization.calls import CallKey
 from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.recording import Value
@@ -76,10 +78,13 @@ class Overrides:
     ) -> tuple[NumberFormat | None, int | None, int | None]:
         """Return the levels of a module's weight, the dimension with one scale per index, and the size of its blocks.
 
+        A module that reads parameters of other names, or another module's (attention), is asked by the parameter's.
+
         Raises:
             ConfigError: No runtime has such scales.
         """
-        setting = self._get(module, "weight")
+        owner, _, name = (weight.name or "").rpartition(".")
+        setting = self._get(module, "weight") or self._get(owner, name)
         if setting is None:
             return self.default_weight, out_axis, None
         return setting.form, *_scales(setting.granularity, weight.rank, out_axis, module)
@@ -124,12 +129,34 @@ def overrides_from_config(model: nn.Module, config_list: list[dict[str, Any]] | 
 
     settings: dict[str, dict[str, TargetSetting]] = {}
     for target, setting in resolve(model, config_list, kind="quantization").items():
-        form = (
-            None
-            if setting.quant_dtype is None
-            else NumberFormat.parse(setting.quant_dtype, setting.quant_scheme)
-        )
         if target.name == "bias":
             continue  # biases are int32 with the scale of input times weight, always
-        settings.setdefault(target.module, {})[target.name] = TargetSetting(form, setting.granularity)
+        settings.setdefault(target.module, {})[target.name] = _setting(target, setting)
     return Overrides(settings)
+
+
+def _setting(target: Target, setting: QuantizationSetting) -> TargetSetting:
+    """Return what was said about a target.
+
+    Raises:
+        ConfigError: No runtime has such numbers or scales.
+    """
+    if setting.quant_dtype is None:
+        return TargetSetting(None, setting.granularity)
+    try:
+        form = NumberFormat.parse(setting.quant_dtype, setting.quant_scheme, setting.narrow_range)
+    except ConfigError as error:
+        raise ConfigError(f"{target}: {error}") from error
+    if target.name.startswith(("_input_", "_output_")) and not _is_whole(setting.granularity):
+        raise ConfigError(
+            f"{target}: granularity {setting.granularity!r} is not possible: integer kernels add products of all channels, "
+            "so an activation has one scale; smooth=0.5 or equalize=True even out channels of different size"
+        )
+    return TargetSetting(form, setting.granularity)
+
+
+def _is_whole(granularity: Any) -> bool:
+    """Say whether a granularity means one scale for a whole activation; input and output channels are a weight's."""
+    if isinstance(granularity, list | tuple):
+        return all(block == -1 for block in granularity)
+    return granularity in (None, "default", "per_tensor", "out_channel", "in_channel")
