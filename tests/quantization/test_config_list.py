@@ -65,7 +65,7 @@ def test_bits_scheme_and_granularity_reach_the_weight(tmp_path):
 
 
 def test_too_fine_granularity_is_refused():
-    with pytest.raises(ConfigError, match="one per channel"):
+    with pytest.raises(ConfigError, match="one for each channel"):
         quantize(
             Net(),
             [X],

@@ -142,6 +142,7 @@ class QuantizationSetting(Setting):
             float.
         quant_scheme: ``affine`` or ``symmetric``; None leaves it to the method.
         granularity: Which entries share a scale; ``default`` leaves it to the method.
+        narrow_range: Leave out the lowest level (int8: -127 to 127); None does so for signed symmetric numbers.
         apply_method: NNI's ``clamp_round``, ``qat_clamp_round`` or ``bypass``.
         fuse_names: Names of modules that act as one: ``[("conv1", "bn1", "relu1")]``.
     """
@@ -149,6 +150,7 @@ class QuantizationSetting(Setting):
     quant_dtype: str | None = None
     quant_scheme: Literal["affine", "symmetric"] | None = None
     granularity: GranularityValue = "default"
+    narrow_range: bool | None = None
     apply_method: Literal["bypass", "clamp_round", "qat_clamp_round"] = "clamp_round"
     fuse_names: tuple[tuple[str, ...], ...] | None = None
 

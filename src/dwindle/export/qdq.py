@@ -24,12 +24,13 @@ from torch import Tensor, nn
 from dwindle.config.errors import ExportError, require
 from dwindle.export.capture import capture, structure_of
 from dwindle.export.onnx_file import OPSET, write_onnx
-from dwindle.export.qdq_graph import GraphEditor
+from dwindle.export.qdq_graph import GraphEditor, StoredWeight
 from dwindle.export.qdq_simplify import Simplifier
 from dwindle.graph.modes import in_mode
 from dwindle.measure.structure import example_call
 from dwindle.quantization.calls import CallKey
-from dwindle.quantization.numbers import fake_quantize
+from dwindle.quantization.levels import fake_quantize, spread_over
+from dwindle.quantization.placement import WeightPlace
 from dwindle.quantization.simulation import (
     NODE_DOMAIN,
     Simulation,
@@ -38,6 +39,8 @@ from dwindle.quantization.simulation import (
 )
 
 LOWEST_OPSET = 17
+WIDE_OPSET = 21
+"""The first operator set in which quantizers have 16 bits and groups of weights a scale each."""
 
 
 def export_qdq(
@@ -57,7 +60,7 @@ def export_qdq(
         example_inputs: A tensor, a tuple of positional inputs, or a mapping of keyword inputs.
         example_kwargs: Keyword inputs.
         dynamic_batch: True: any batch size, or an error. False: the example's only. None: if it can be.
-        opset: ONNX operator set, 17 or later.
+        opset: ONNX operator set, 17 or later. Where 16-bit numbers or groups of weights ask for it, 21 is written.
 
     Returns:
         The path.
@@ -71,6 +74,7 @@ def export_qdq(
     simulation = simulation_of(model)
     if opset < LOWEST_OPSET:
         raise ExportError(f"opset {opset} is too old for int8 models; the lowest is {LOWEST_OPSET}")
+    opset = max(opset, _needed_opset(simulation))
     if any(p.is_floating_point() and p.dtype != torch.float32 for p in model.parameters()):
         raise ExportError("only float32 models are written as int8; call model.float() first")
     path = Path(path)
@@ -91,6 +95,13 @@ def export_qdq(
     return path
 
 
+def _needed_opset(simulation: Simulation) -> int:
+    """Return the first operator set that has the types and scales of a model."""
+    places = [slot.place for slot in simulation.slots.values()]
+    wide = any(form.stored.endswith("16") for form in [*simulation.forms, *(place.form for place in places)])
+    return WIDE_OPSET if wide or any(place.block is not None for place in places) else LOWEST_OPSET
+
+
 @contextmanager
 def _exporting(simulation: Simulation) -> Iterator[None]:
     simulation.exporting = True
@@ -105,14 +116,16 @@ class IntegerWeight:
     """A weight and its bias as the file stores them.
 
     Attributes:
-        values: int8, the weight's shape.
-        scale: float32, one value or one per channel.
+        values: In the type that its levels are stored as, the weight's shape.
+        scale: float32: one value, one per channel, or a matrix with one per block.
+        zero_point: In the type of the values, the shape of the scale.
         bias: float64 bias, unrounded, or None.
         bias_scale: float64 scale of the bias: input scale times weight scale, one value or one per channel.
     """
 
     values: np.ndarray
     scale: np.ndarray
+    zero_point: np.ndarray
     bias: np.ndarray | None
     bias_scale: np.ndarray
 
@@ -145,21 +158,34 @@ def integer_weights(
         place, part = slot.place, slice(slot.start, slot.start + slot.length)
         scale = scales[part].float()
         bias = captured.get((key, "bias"))
+        weight, zero_point = captured[key, "weight"].cpu(), zero_points[part]
+        kind = np.dtype(place.form.stored)
         result[key] = IntegerWeight(
-            _integers(captured[key, "weight"].cpu(), scale, zero_points[part], place.form, place.axis),
-            scale.numpy(),
+            integers(weight, scale, zero_point, place).astype(kind),
+            _in_file(scale, weight, place).numpy(),
+            _in_file(zero_point, weight, place).numpy().astype(kind),
             None if bias is None else bias.cpu().double().numpy(),
             scale.double().numpy() * float(activation_scale[place.input_quantizer]),
         )
     return result
 
 
-def _integers(weight: Tensor, scale: Tensor, zero_point: Tensor, form: Any, axis: int | None) -> np.ndarray:
-    rounded = fake_quantize(weight, scale, zero_point, form, axis)
-    shape = [1] * weight.dim()
-    if axis is not None:
-        shape[axis] = -1
-    return (rounded.double() / scale.double().reshape(shape)).round().to(torch.int8).numpy()
+def integers(weight: Tensor, scale: Tensor, zero_point: Tensor, place: WeightPlace) -> np.ndarray:
+    """Return the levels of a weight, int32."""
+    rounded = fake_quantize(weight, scale, zero_point, place.form, place.axis, place.block)
+    step, zero = (spread_over(own.double(), weight, place.axis, place.block) for own in (scale, zero_point))
+    levels: np.ndarray = (rounded.double() / step + zero).round().to(torch.int32).numpy()
+    return levels
+
+
+def _in_file(parameter: Tensor, weight: Tensor, place: WeightPlace) -> Tensor:
+    """Return scales or zero points in the shape that ``DequantizeLinear`` takes."""
+    if place.axis is None:
+        return parameter.reshape(())
+    if place.block is None:
+        return parameter
+    blocks = parameter.reshape(weight.shape[place.axis], -1)
+    return blocks if place.axis == 0 else blocks.t()
 
 
 def _insert(proto: Any, model: nn.Module, weights: Mapping[CallKey, IntegerWeight]) -> None:
@@ -181,7 +207,8 @@ def _insert(proto: Any, model: nn.Module, weights: Mapping[CallKey, IntegerWeigh
             raise ExportError(f"the call {key} did not happen in the example run, so its weight is unknown")
         weight, place = weights[key], simulation.slots[key].place
         if node.op_type == "Weight":
-            editor.dequantize_weight(node, place.name, weight.values, weight.scale, place.axis)
+            stored = StoredWeight(weight.values, weight.scale, weight.zero_point, place.axis, place.block)
+            editor.dequantize_weight(node, place.name, stored)
         elif weight.bias is not None:
             editor.quantize_bias(node, f"{place.name}_bias", weight.bias, weight.bias_scale)
     editor.finish(NODE_DOMAIN)

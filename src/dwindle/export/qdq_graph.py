@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
+from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -11,6 +12,41 @@ from dwindle.config.errors import require
 from dwindle.quantization.numbers import NumberFormat
 
 _WITH_BIAS = ("Conv", "ConvTranspose", "Gemm")
+
+
+@dataclass(frozen=True)
+class StoredWeight:
+    """A weight as ``DequantizeLinear`` reads it.
+
+    Attributes:
+        values: Integers, the weight's shape.
+        scale: float32: one value, one per channel, or (with ``block``) a matrix with one per block.
+        zero_point: The shape of the scale, the type of the values.
+        axis: Dimension of the channels, or None.
+        block: Neighbours along the other dimension that share a scale, or None.
+    """
+
+    values: np.ndarray
+    scale: np.ndarray
+    zero_point: np.ndarray
+    axis: int | None
+    block: int | None = None
+
+    def transposed(self, order: list[int]) -> StoredWeight:
+        """Return the weight with its dimensions in another order."""
+        axis = None if self.axis is None else order.index(self.axis)
+        scale, zero_point = self.scale, self.zero_point
+        if self.block is not None:
+            scale, zero_point = scale.transpose(order), zero_point.transpose(order)
+        return StoredWeight(self.values.transpose(order), scale, zero_point, axis, self.block)
+
+    def attributes(self) -> dict[str, int]:
+        """Return the attributes of the operator."""
+        if self.axis is None:
+            return {}
+        return (
+            {"axis": self.axis} if self.block is None else {"axis": 1 - self.axis, "block_size": self.block}
+        )
 
 
 class GraphEditor:
@@ -60,11 +96,11 @@ class GraphEditor:
             self._replace(node, [])
             self.renamed[output] = known
             return
-        kind = np.int8 if form.signed else np.uint8
+        kind = np.dtype(form.stored).type
         stored_scale = self.constant(f"quantizer_{number}_scale", np.float32(scale))
         stored_zero = self.constant(f"quantizer_{number}_zero_point", kind(zero_point))
         nodes, value = [], source
-        if not form.fills_byte:
+        if not form.fills_storage:
             low = np.float32((form.lowest - zero_point) * scale)
             high = np.float32((form.highest - zero_point) * scale)
             edges = [
@@ -82,38 +118,30 @@ class GraphEditor:
         self._replace(node, nodes)
         self._done[(source, number)] = output
 
-    def dequantize_weight(
-        self, node: Any, name: str, values: np.ndarray, scale: np.ndarray, axis: int | None
-    ) -> None:
-        """Replace a placeholder by a stored int8 weight and its dequantizing.
+    def dequantize_weight(self, node: Any, name: str, weight: StoredWeight) -> None:
+        """Replace a placeholder by a stored integer weight and its dequantizing.
 
         A transpose behind moves into the stored weight.
 
         Args:
             node: The placeholder.
             name: Name of the weight in the model.
-            values: int8, the weight's shape.
-            scale: float32 scales.
-            axis: Their dimension, or None for one.
+            weight: The weight.
         """
         for reader in self._readers.get(node.output[0], []):
             if reader.op_type == "Transpose":
-                order = list(self.attributes(reader).get("perm", reversed(range(values.ndim))))
-                moved = None if axis is None else order.index(axis)
-                self._store_weight(reader, f"{name}_transposed", values.transpose(order), scale, moved)
-        self._store_weight(node, name, values, scale, axis)
+                order = list(self.attributes(reader).get("perm", reversed(range(weight.values.ndim))))
+                self._store_weight(reader, f"{name}_transposed", weight.transposed(order))
+        self._store_weight(node, name, weight)
 
-    def _store_weight(
-        self, node: Any, name: str, values: np.ndarray, scale: np.ndarray, axis: int | None
-    ) -> None:
+    def _store_weight(self, node: Any, name: str, weight: StoredWeight) -> None:
         output = node.output[0]
-        scale = scale.reshape(()) if axis is None else scale
         stored = [
-            self.constant(f"{name}_quantized", np.ascontiguousarray(values)),
-            self.constant(f"{name}_scale", scale),
-            self.constant(f"{name}_zero_point", np.zeros(scale.shape, np.int8)),
+            self.constant(f"{name}_quantized", np.ascontiguousarray(weight.values)),
+            self.constant(f"{name}_scale", np.ascontiguousarray(weight.scale)),
+            self.constant(f"{name}_zero_point", np.ascontiguousarray(weight.zero_point)),
         ]
-        attributes = {} if axis is None else {"axis": axis}
+        attributes = weight.attributes()
         made = self.onnx.helper.make_node(
             "DequantizeLinear", stored, [output], name=f"{output}_weight", **attributes
         )

@@ -1,5 +1,6 @@
 """Int8 quantization: ranges from data, one placement, a simulation that the real file matches."""
 
+from dwindle.quantization.aware_training import Bits, QuantizationStages, TrainingQuantizer, finish_training
 from dwindle.quantization.binarization import (
     BinaryQuantizer,
     BiRealQuantizer,
@@ -10,7 +11,8 @@ from dwindle.quantization.binarization import (
 from dwindle.quantization.binary_stages import BinaryStages
 from dwindle.quantization.fallback import QuantizedWithin, quantize_within
 from dwindle.quantization.layer_errors import LayerError, error_table, layer_errors
-from dwindle.quantization.numbers import NumberFormat, fake_quantize, scale_and_zero_point
+from dwindle.quantization.levels import fake_quantize
+from dwindle.quantization.numbers import NumberFormat, scale_and_zero_point
 from dwindle.quantization.observers import (
     OBSERVERS,
     EntropyObserver,
@@ -43,6 +45,7 @@ __all__ = [
     "BiRealQuantizer",
     "BinaryQuantizer",
     "BinaryStages",
+    "Bits",
     "BlockResult",
     "ComputeRule",
     "DoReFaBinaryQuantizer",
@@ -57,13 +60,16 @@ __all__ = [
     "PackedWeight",
     "Parity",
     "PercentileObserver",
+    "QuantizationStages",
     "QuantizedWithin",
     "Reconstruction",
+    "TrainingQuantizer",
     "XNORQuantizer",
     "apply_plan",
     "compare",
     "error_table",
     "fake_quantize",
+    "finish_training",
     "is_quantized",
     "layer_errors",
     "packed_weights",

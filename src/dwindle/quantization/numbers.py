@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dwindle.config.errors import ConfigError
 
-_DTYPE = re.compile(r"^(u?)int([2-8])$")
+_DTYPE = re.compile(r"^(u?)int([2-9]|1[0-6])$")
 SMALLEST_SCALE = 1e-12
 """Scales are kept above this, so that a constant zero tensor does not divide by zero."""
 
@@ -37,37 +37,51 @@ class NumberFormat:
 
     @property
     def signed(self) -> bool:
-        """True when levels below zero exist; such a number is stored as int8, otherwise as uint8."""
+        """True when levels below zero exist."""
         return self.lowest < 0
 
     @property
-    def fills_byte(self) -> bool:
-        """True when the levels are all those of the stored byte, so that storing alone saturates rightly."""
-        return (self.lowest, self.highest) in ((0, 255), (-128, 127))
+    def bits(self) -> int:
+        """How many bits a level takes."""
+        return (self.highest - self.lowest).bit_length()
+
+    @property
+    def stored(self) -> str:
+        """The type that a file stores it as: ``int8``, ``uint8``, ``int16`` or ``uint16``."""
+        width = 8 if self.highest <= (127 if self.signed else 255) else 16
+        return f"{'' if self.signed else 'u'}int{width}"
+
+    @property
+    def fills_storage(self) -> bool:
+        """True when the levels are all those of the stored type, so that storing alone saturates rightly."""
+        limits = torch.iinfo(getattr(torch, self.stored))
+        return (self.lowest, self.highest) == (limits.min, limits.max)
 
     @classmethod
-    def parse(cls, dtype: str, scheme: str | None = None) -> NumberFormat:
+    def parse(cls, dtype: str, scheme: str | None = None, narrow: bool | None = None) -> NumberFormat:
         """Return the levels of NNI's names.
 
         Args:
-            dtype: ``int2`` ... ``int8`` or ``uint2`` ... ``uint8``.
-            scheme: ``"symmetric"``, ``"affine"`` or None (symmetric for signed, affine for unsigned). Signed
-                symmetric numbers leave out the lowest level (int8: -127 to 127), for equal sides.
+            dtype: ``int2`` ... ``int16`` or ``uint2`` ... ``uint16``.
+            scheme: ``"symmetric"``, ``"affine"`` or None (symmetric for signed, affine for unsigned).
+            narrow: Leave out the lowest level (int8: -127 to 127). None does so for signed symmetric numbers, which
+                then have equal sides.
 
         Raises:
             ConfigError: The names are not known.
         """
         match = _DTYPE.match(dtype)
         if match is None:
-            raise ConfigError(f"quant_dtype {dtype!r} is not known here: int2..int8 and uint2..uint8 are")
+            raise ConfigError(f"quant_dtype {dtype!r} is not known here: int2..int16 and uint2..uint16 are")
         if scheme not in (None, "symmetric", "affine"):
             raise ConfigError(f"quant_scheme {scheme!r} is not known: 'symmetric', 'affine' or None")
         unsigned, bits = bool(match[1]), int(match[2])
         symmetric = (not unsigned) if scheme is None else scheme == "symmetric"
+        left_out = int((symmetric and not unsigned) if narrow is None else narrow)
         if unsigned:
-            return cls(0, 2**bits - 1, symmetric)
+            return cls(left_out, 2**bits - 1, symmetric)
         half: int = 2 ** (bits - 1)
-        return cls(-half + 1 if symmetric else -half, half - 1, symmetric)
+        return cls(-half + left_out, half - 1, symmetric)
 
     def to_json(self) -> dict[str, Any]:
         """Return plain data for a manifest."""
@@ -100,28 +114,3 @@ def scale_and_zero_point(low: Tensor, high: Tensor, form: NumberFormat) -> tuple
     scale = torch.where(too_far, torch.nextafter(scale, torch.zeros_like(scale)), scale)
     zero_point = (form.lowest - low / scale.double()).round().clamp(form.lowest, form.highest)
     return scale, zero_point.to(torch.int32)
-
-
-def fake_quantize(
-    value: Tensor, scale: Tensor, zero_point: Tensor, form: NumberFormat, axis: int | None = None
-) -> Tensor:
-    """Round a tensor to its quantized levels and back, with straight-through gradients inside the range.
-
-    Torch's native kernels do the work; nothing is read back to the host.
-
-    Args:
-        value: Any floating tensor.
-        scale: float32, one value, or one per index of ``axis``.
-        zero_point: int32, the same shape as ``scale``.
-        form: The levels.
-        axis: The dimension that has a scale per index, or None for one scale.
-
-    Returns:
-        A tensor of the shape and dtype of ``value``.
-    """
-    scale = scale.float()
-    if axis is None:
-        return torch.fake_quantize_per_tensor_affine(
-            value, scale.reshape(()), zero_point.reshape(()), form.lowest, form.highest
-        )
-    return torch.fake_quantize_per_channel_affine(value, scale, zero_point, axis, form.lowest, form.highest)

@@ -149,8 +149,8 @@ def _setting(target: Target, setting: QuantizationSetting) -> TargetSetting:
         raise ConfigError(f"{target}: {error}") from error
     if target.name.startswith(("_input_", "_output_")) and not _is_whole(setting.granularity):
         raise ConfigError(
-            f"{target}: granularity {setting.granularity!r} is not possible: integer kernels add products of all channels, "
-            "so an activation has one scale; smooth=0.5 or equalize=True even out channels of different size"
+            f"{target}: granularity {setting.granularity!r} is not possible: integer kernels add products of all "
+            "channels, so an activation has one scale; smooth=0.5 or equalize=True even out unequal channels"
         )
     return TargetSetting(form, setting.granularity)
 

@@ -30,6 +30,7 @@ class WeightPlace:
         bias: Where the bias stands, if the call has one.
         input_quantizer: The quantizer of the call's activation.
         bias_name: The bias parameter's path, if it is one.
+        block: How many neighbours along the other dimension share a scale; None for all of them.
     """
 
     position: Position
@@ -39,6 +40,7 @@ class WeightPlace:
     bias: Position | None
     input_quantizer: int
     bias_name: str | None = None
+    block: int | None = None
 
 
 @dataclass
@@ -245,7 +247,7 @@ class Placer:
         weight = operation.at(rule.weight, rule.keywords[1])
         bias = operation.at(rule.bias, rule.keywords[2])
         assert weight is not None
-        form, axis = self.overrides.weight_form(module, weight[1], rule.weight_axis)
+        form, axis, block = self.overrides.weight_form(module, weight[1], rule.weight_axis)
         if form is not None:
             constant = bias is not None and not bias[1].active
             self.result.weights[operation.key] = WeightPlace(
@@ -256,6 +258,7 @@ class Placer:
                 bias=bias[0] if bias is not None and constant else None,
                 input_quantizer=carried,
                 bias_name=bias[1].name if bias is not None and constant else None,
+                block=block,
             )
 
     def _edge(self, operation: Operation, position: Position, value: Value, form: NumberFormat) -> int:

@@ -97,6 +97,7 @@ def _slot_to_json(slot: WeightSlot) -> dict[str, Any]:
         "bias": None if found.bias is None else list(found.bias),
         "input_quantizer": found.input_quantizer,
         "bias_name": found.bias_name,
+        "block": found.block,
         "start": slot.start,
         "length": slot.length,
     }
@@ -111,6 +112,7 @@ def _slot(entry: dict[str, Any]) -> WeightSlot:
         bias=None if entry["bias"] is None else _position(entry["bias"]),
         input_quantizer=int(entry["input_quantizer"]),
         bias_name=entry["bias_name"],
+        block=entry.get("block"),
     )
     return WeightSlot(found, int(entry["start"]), int(entry["length"]))
 

@@ -24,7 +24,7 @@ from dwindle.quantization.numbers import NumberFormat, scale_and_zero_point
 from dwindle.quantization.observers import Observer, make_observer
 from dwindle.quantization.operators import Backend, get_backend
 from dwindle.quantization.overrides import overrides_from_config
-from dwindle.quantization.placement import Placement, place, summarize
+from dwindle.quantization.placement import Placement, WeightPlace, place, summarize
 from dwindle.quantization.plan import plan_of, record_history
 from dwindle.quantization.reconstruction import Reconstruction, get_reconstruction, reconstruct
 from dwindle.quantization.recording import record, rectified_calls
@@ -37,7 +37,7 @@ from dwindle.quantization.simulation import (
     is_quantized,
 )
 from dwindle.quantization.smoothing import smooth as smooth_activations
-from dwindle.quantization.weights import check_weight_range, clipped_scale, is_depthwise, weight_scale
+from dwindle.quantization.weights import check_weight_range, is_depthwise, weight_levels
 from dwindle.training.inputs import Inputs, forward_inputs, input_batches
 from dwindle.training.progress import tracked
 
@@ -253,12 +253,12 @@ def _parameters(
 ) -> tuple[tuple[Tensor, ...], dict[CallKey, WeightSlot]]:
     """Return the packed scales and zero points of activations and weights, and where weights' stand."""
     scale, zero_point = _activation_parameters(placement, observers)
-    slots, weight_scales = weight_parameters(
+    slots, weight_scale, weight_zero_point = weight_parameters(
         model, placement, folds, example, scale, avoid_saturation, weight_range
     )
-    zeros = torch.zeros(len(weight_scales), dtype=torch.int32)
     device = next(model.parameters()).device
-    return tuple(part.to(device) for part in (scale, zero_point, weight_scales, zeros)), slots
+    packed = (scale, zero_point, weight_scale, weight_zero_point)
+    return tuple(part.to(device) for part in packed), slots
 
 
 def _preset(name: str) -> Preset:
@@ -309,8 +309,8 @@ def weight_parameters(
     activation_scale: Tensor,
     avoid_saturation: bool,
     weight_range: str = "minmax",
-) -> tuple[dict[Any, WeightSlot], Tensor]:
-    """Return the slots of all weights and their packed scales.
+) -> tuple[dict[Any, WeightSlot], Tensor, Tensor]:
+    """Return the slots of all weights, and their packed scales and zero points.
 
     Scales are kept large enough that the int32 bias, whose scale is input scale times weight scale, does not
     overflow: a channel of nearly zero weights would otherwise lose its bias in the runtime.
@@ -318,19 +318,40 @@ def weight_parameters(
     slots = {key: WeightSlot(weight, 0, 0) for key, weight in placement.weights.items()}
     mode = _WeightsMode(Simulation(placement, slots, folds))
     run_with(model, mode, *example)
-    scales, start = [], 0
+    scales: list[Tensor] = []
+    zero_points: list[Tensor] = []
+    start = 0
     for key, slot in slots.items():
-        found = slot.place
-        weight = mode.weights[key].detach()
+        weight, bias = mode.weights[key].detach(), mode.biases.get(key)
+        least = None
+        if bias is not None and mode.simulation.has_integer_kernel(slot):
+            input_scale = float(activation_scale[slot.place.input_quantizer])
+            least = _smallest_scale(bias.detach(), input_scale, weight, slot.place.axis)
         pairs = avoid_saturation and not is_depthwise(weight, mode.groups.get(key, 1))
-        scale = weight_scale(weight, found.axis, found.form, avoid_saturation=pairs)
-        if weight_range == "mse" and not (pairs and found.form.highest == 127):
-            scale = clipped_scale(weight, found.axis, found.form, scale)
-        bias = mode.biases.get(key)
-        if bias is not None:
-            floor = bias.detach().abs().double() / (float(activation_scale[found.input_quantizer]) * 2.0**30)
-            scale = torch.maximum(scale, floor if floor.numel() == scale.numel() else floor.max())
+        scale, zero_point = _levels_of(slot.place, weight, pairs, weight_range == "mse", least)
         slot.start, slot.length = start, scale.numel()
-        start += scale.numel()
-        scales.append(scale.float().reshape(-1).cpu())
-    return slots, torch.cat(scales)
+        start += slot.length
+        scales.append(scale.cpu())
+        zero_points.append(zero_point.cpu())
+    return slots, torch.cat(scales), torch.cat(zero_points)
+
+
+def _smallest_scale(bias: Tensor, input_scale: float, weight: Tensor, axis: int | None) -> Tensor:
+    """Return scales of the weight, float64, with which the int32 bias stays below half of its largest level."""
+    floor = bias.abs().double().reshape(-1) / (input_scale * 2.0**30)
+    return floor if axis is not None and floor.numel() == weight.shape[axis] else floor.amax().reshape(1)
+
+
+def _levels_of(
+    place: WeightPlace, weight: Tensor, avoid_saturation: bool, clip: bool, least: Tensor | None
+) -> tuple[Tensor, Tensor]:
+    """Return a weight's scales and zero points.
+
+    Raises:
+        ConfigError: It cannot be quantized; the message names it.
+    """
+    options: dict[str, Any] = {"avoid_saturation": avoid_saturation, "clip": clip, "least": least}
+    try:
+        return weight_levels(weight, place.axis, place.form, place.block, **options)
+    except ConfigError as error:
+        raise ConfigError(f"{place.name} cannot be quantized: {error}") from error

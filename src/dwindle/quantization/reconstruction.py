@@ -17,7 +17,8 @@ from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError, DwindleError, did_you_mean
 from dwindle.quantization.calls import CallKey, EnterModule, LeaveModule, ModulePath
-from dwindle.quantization.numbers import NumberFormat, fake_quantize
+from dwindle.quantization.levels import fake_quantize, spread_over
+from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.reconstruction_blocks import (
     ReconstructionBlock,
     Sample,
@@ -111,28 +112,32 @@ def get_reconstruction(rounding: str | Reconstruction) -> Reconstruction:
 class _Rounded:
     """The weight of one call while its rounding is learned."""
 
-    def __init__(self, weight: Tensor, scale: Tensor, slot: WeightSlot) -> None:
-        self.form: NumberFormat = slot.place.form
-        axis = slot.place.axis
-        self.scale = (
-            scale if axis is None else scale.reshape([-1 if d == axis else 1 for d in range(weight.dim())])
-        )
+    def __init__(self, weight: Tensor, scale: Tensor, zero_point: Tensor, slot: WeightSlot) -> None:
+        place = slot.place
+        self.form: NumberFormat = place.form
         weight = weight.detach()
-        self.floor = (weight / self.scale).floor()
+        self.scale, zero = (
+            spread_over(own, weight, place.axis, place.block) for own in (scale, zero_point.to(scale.dtype))
+        )
+        self.shift = zero * self.scale
+        self.floor = (weight / self.scale).floor() + zero
         # What is on a level already stays there: zeros of a mask must not come back.
-        self.fixed = weight == self.floor * self.scale
+        self.on_level = (self.floor - zero) * self.scale
+        self.fixed = weight == self.on_level
         self.variables = initial_variables(weight, self.scale).requires_grad_(True)
 
     def soft(self) -> Tensor:
         """Return the weight that is being learned."""
-        weight = soft_weight(self.floor, self.variables, self.scale, self.form)
-        return torch.where(self.fixed, (self.floor * self.scale).to(weight.dtype), weight)
+        return self._around(soft_weight(self.floor, self.variables, self.scale, self.form))
 
     def hard(self) -> Tensor:
         """Return the weight on its levels."""
         with torch.no_grad():
-            weight = hard_weight(self.floor, self.variables, self.scale, self.form)
-            return torch.where(self.fixed, (self.floor * self.scale).to(weight.dtype), weight)
+            return self._around(hard_weight(self.floor, self.variables, self.scale, self.form))
+
+    def _around(self, weight: Tensor) -> Tensor:
+        weight = weight - self.shift
+        return torch.where(self.fixed, self.on_level.to(weight.dtype), weight)
 
 
 class _RoundingMode(SimulationMode):
@@ -231,8 +236,9 @@ def _learn(
         nearest = _error(module, mode, samples, relu)
         for key in block.keys:
             slot = mode.simulation.slots[key]
-            scale = mode.weight_scale[slot.start : slot.start + slot.length]
-            mode.learned[key] = _Rounded(model.get_parameter(names[key]), scale, slot)
+            part = slice(slot.start, slot.start + slot.length)
+            scale, zero_point = mode.weight_scale[part], mode.weight_zero_point[part]
+            mode.learned[key] = _Rounded(model.get_parameter(names[key]), scale, zero_point, slot)
         _descend(module, mode, samples, settings, relu, block.path)
         hard = {key: rounded.hard() for key, rounded in mode.learned.items()}
         mode.learned.clear()
@@ -249,6 +255,7 @@ def _learn(
                     mode.weight_zero_point[part],
                     slot.place.form,
                     slot.place.axis,
+                    slot.place.block,
                 )
             learned = nearest
     finally:

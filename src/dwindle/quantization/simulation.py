@@ -18,7 +18,8 @@ from torch import Tensor, nn
 from dwindle.config.errors import ConfigError
 from dwindle.quantization.calls import CallKey, CallMode, ModulePath, map_tensors, replace_at, track_modules
 from dwindle.quantization.folding import Fold
-from dwindle.quantization.numbers import NumberFormat, fake_quantize
+from dwindle.quantization.levels import fake_quantize
+from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.observers import Observer
 from dwindle.quantization.placement import Placement, WeightPlace
 
@@ -79,6 +80,14 @@ class Simulation:
     def forms(self) -> list[NumberFormat]:
         """Levels of each activation quantizer."""
         return self.placement.forms
+
+    def has_integer_kernel(self, slot: WeightSlot) -> bool:
+        """Say whether a runtime may compute a call in integers: both operands in bytes, a scale for a whole channel.
+
+        Everything else runs in float between dequantizing and quantizing, with a bias in float.
+        """
+        forms = slot.place.form, self.forms[slot.place.input_quantizer]
+        return slot.place.block is None and all(form.stored in ("int8", "uint8") for form in forms)
 
 
 class PlacedMode(CallMode):
@@ -151,10 +160,12 @@ class SimulationMode(PlacedMode):
             self.simulation.captured[key, "weight"] = value.detach().clone()
         part = slice(slot.start, slot.start + slot.length)
         scale, zero_point = self.weight_scale[part], self.weight_zero_point[part]
-        return fake_quantize(value, scale, zero_point, slot.place.form, slot.place.axis)
+        return fake_quantize(value, scale, zero_point, slot.place.form, slot.place.axis, slot.place.block)
 
     def bias(self, value: Tensor, key: CallKey, slot: WeightSlot) -> Tensor:
         """Round a bias to int32 levels of input scale times weight scale, as integer kernels add it."""
+        if not self.simulation.has_integer_kernel(slot):
+            return value
         if self.simulation.exporting:
             return _placeholder("Bias", value, {"call": repr(tuple(key))})
         if self.simulation.captured is not None:
