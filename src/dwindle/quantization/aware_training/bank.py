@@ -107,7 +107,10 @@ class TrainedQuantizers(nn.Module):
         self.activations, self.weights = nn.ModuleList(activations), nn.ModuleList(weights)
         self.watched = nn.ModuleList(WatchedRange() for _ in activations)
         self.folded_call = {
-            fold.call: key for fold in places.folds for key in places.training.weights if key.module == fold.layer
+            fold.call: key
+            for fold in places.folds
+            for key in places.training.weights
+            if key.module == fold.layer
         }
         self.gradients = None if gradient_bits is None else GradientQuantizer(gradient_bits)
         self.rounds_weights = self.rounds_activations = True
@@ -177,7 +180,10 @@ class TrainingMode(PlacedMode):
 
     def _bias_scale(self, key: CallKey, slot: WeightSlot) -> Tensor:
         """Return the step of a call's 32-bit bias before folding: input scale times weight scale."""
-        weights, inputs = self.bank.weights[self.bank.weight_of[key]], self.bank.activations[slot.place.input_quantizer]
+        weights, inputs = (
+            self.bank.weights[self.bank.weight_of[key]],
+            self.bank.activations[slot.place.input_quantizer],
+        )
         return weights.scale_and_zero_point()[0] * inputs.scale_and_zero_point()[0].reshape(())  # type: ignore
 
     def _normalize(self, key: CallKey, given: dict[str, Any]) -> dict[str, Any]:
@@ -209,7 +215,24 @@ class TrainingMode(PlacedMode):
             given = {"weight": None, "bias": None, **dict(zip(_NORMALIZATION, args, strict=False)), **kwargs}
             given = self._normalize(key, given)
             args, kwargs = (given.pop("input"),), given
+        quantizer = self.simulation.placement.outputs.get(key)
+        bounds = _bounds(key.operation, args, kwargs)
+        if quantizer is not None and bounds is not None and self.bank.rounds_activations:
+            result: Tensor = self.bank.activations[quantizer].behind(args[0], bounds)  # type: ignore[operator]
+            return result
         return super().on_call(key, func, args, kwargs)
+
+
+def _bounds(operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, float] | None:
+    """Return what an activation function clips to; None for other calls."""
+    if operation == "relu":
+        return 0.0, float("inf")
+    if operation == "relu6":
+        return 0.0, 6.0
+    if operation == "hardtanh":
+        given = {**dict(zip(("input", "min_val", "max_val"), args, strict=False)), **kwargs}
+        return float(given.get("min_val", -1.0)), float(given.get("max_val", 1.0))
+    return None
 
 
 class _Wait(torch.autograd.Function):

@@ -45,6 +45,17 @@ class Quantizer(nn.Module):
         """
         raise NotImplementedError
 
+    def behind(self, value: Tensor, bounds: tuple[float, float]) -> Tensor:
+        """Return the same as for ``value.clamp(*bounds)``: an activation function and its quantizer in one.
+
+        A subclass that can do both in fewer passes over memory does.
+
+        Args:
+            value: Any floating tensor.
+            bounds: What the activation function clips to; ``(0, inf)`` is a ReLU.
+        """
+        return self(value.clamp(*bounds))  # type: ignore[no-any-return]
+
     def scale_and_zero_point(self) -> tuple[Tensor, Tensor]:
         """Return what integer kernels need for the same result as :meth:`forward` in evaluation.
 

@@ -179,10 +179,11 @@ class _Squeeze(torch.autograd.Function):
     def backward(ctx: Any, upstream: Tensor) -> Any:
         squeezed, most = ctx.saved_tensors
         flow = upstream / most
-        largest = squeezed.abs().argmax()
-        share = (flow * squeezed).sum() / most * squeezed.take(largest).sign()
-        flow.put_(largest, -share, accumulate=True)
-        return torch.ops.aten.tanh_backward(flow, squeezed)
+        flat = squeezed.reshape(-1)
+        largest = flat.abs().argmax().reshape(1)
+        share = (flow * squeezed).sum() / most * flat.index_select(0, largest).sign()
+        moved = flow.reshape(-1).index_add(0, largest, -share).reshape(flow.shape)
+        return torch.ops.aten.tanh_backward(moved, squeezed)
 
 
 class _RoundGradient(torch.autograd.Function):

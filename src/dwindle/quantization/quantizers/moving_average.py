@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dwindle.quantization.numbers import NumberFormat, scale_and_zero_point
 from dwindle.quantization.quantizers.learned import RangeQuantizer, checked
-from dwindle.quantization.quantizers.rounding import learned_round
+from dwindle.quantization.quantizers.rounding import Bounds, learned_round
 
 
 class MovingAverageQuantizer(RangeQuantizer):
@@ -63,12 +63,24 @@ class MovingAverageQuantizer(RangeQuantizer):
         Args:
             value: Any floating tensor.
         """
+        return self._round(value, None)
+
+    def behind(self, value: Tensor, bounds: Bounds) -> Tensor:
+        """Clip and round in one.
+
+        Args:
+            value: Any floating tensor.
+            bounds: What to clip to.
+        """
+        return self._round(value, bounds)
+
+    def _round(self, value: Tensor, bounds: Bounds | None) -> Tensor:
         self.require(self.low)
         if self.training:
-            follow(self.low, self.high, value, self.axis, self.momentum)
+            follow(self.low, self.high, value, self.axis, self.momentum, bounds)
         scale, zero_point = self.scale_and_zero_point()
         moved = None if self.form.symmetric and self.form.signed else zero_point
-        return learned_round(value, scale, moved, self.form, self.axis)
+        return learned_round(value, scale, moved, self.form, self.axis, bounds=bounds)
 
     def scale_and_zero_point(self) -> tuple[Tensor, Tensor]:
         """Return what covers the followed range."""
@@ -76,7 +88,9 @@ class MovingAverageQuantizer(RangeQuantizer):
 
 
 @torch.no_grad()
-def follow(low: Tensor, high: Tensor, value: Tensor, axis: int | None, momentum: float) -> None:
+def follow(
+    low: Tensor, high: Tensor, value: Tensor, axis: int | None, momentum: float, bounds: Bounds | None = None
+) -> None:
     """Move two edges towards those of a tensor, in place; nothing is read back to the host.
 
     Args:
@@ -85,6 +99,7 @@ def follow(low: Tensor, high: Tensor, value: Tensor, axis: int | None, momentum:
         value: The new tensor; one that is empty, or has NaN or infinity at an edge, changes nothing there.
         axis: See there.
         momentum: Weight of the new tensor.
+        bounds: Clip the edges to these.
     """
     if not value.numel():
         return
@@ -93,6 +108,8 @@ def follow(low: Tensor, high: Tensor, value: Tensor, axis: int | None, momentum:
     else:
         rows = value.detach().movedim(axis, 0).flatten(1)
         least, most = rows.aminmax(dim=1)
+    if bounds is not None:
+        least, most = least.clamp(*bounds), most.clamp(*bounds)
     least, most = least.to(low.dtype).reshape(low.shape), most.to(high.dtype).reshape(high.shape)
     sound = least.isfinite() & most.isfinite()
     low.copy_(torch.where(sound, low + momentum * (least - low), low))

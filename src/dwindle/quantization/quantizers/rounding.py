@@ -15,7 +15,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from dwindle.quantization.numbers import NumberFormat
-from dwindle.quantization.quantizers.blocks import blocks, dense, in_blocks, spread
+from dwindle.quantization.quantizers.blocks import VALUES, blocks, dense, in_blocks, spread
 
 Edges = Literal["open", "closed", "upper_open", "rounded"]
 
@@ -39,9 +39,18 @@ STRAIGHT_THROUGH = Gradient("rounded")
 """The gradient of torch's own kernels."""
 
 
+Bounds = tuple[float, float]
+"""Where an activation function in front of a quantizer clips: ``(0, inf)`` is a ReLU."""
+
+
 @torch.no_grad()
 def round_to_levels(
-    value: Tensor, scale: Tensor, zero_point: Tensor | None, form: NumberFormat, axis: int | None = None
+    value: Tensor,
+    scale: Tensor,
+    zero_point: Tensor | None,
+    form: NumberFormat,
+    axis: int | None = None,
+    bounds: Bounds | None = None,
 ) -> Tensor:
     """Return a tensor rounded to its levels and back, without gradient.
 
@@ -51,16 +60,65 @@ def round_to_levels(
         zero_point: Integer, the same shape; None where it is zero for certain (two passes less).
         form: The levels.
         axis: The dimension with one scale for each index, or None.
+        bounds: Clip the tensor to these first.
     """
     wide = _widened(value.detach())
+    if axis is None and in_blocks(wide, axis) and wide.dtype == torch.float32:
+        return _round_in_blocks(wide, _Numbers.of(scale, zero_point, form, bounds)).to(value.dtype)
     step = spread(scale, axis, wide)
-    result = (wide * step.reciprocal()).round_()
+    if bounds is None:
+        result = (wide * step.reciprocal()).round_()
+    else:
+        result = wide.clamp(*bounds).mul_(step.reciprocal()).round_()
     if zero_point is None:
         result.clamp_(form.lowest, form.highest)
     else:
         zero = spread(zero_point, axis, wide)
         result.add_(zero).clamp_(form.lowest, form.highest).sub_(zero)
     return result.mul_(step).to(value.dtype)
+
+
+@dataclass(frozen=True)
+class _Numbers:
+    """One scale and zero point as Python numbers: a pass with numbers is faster than one with tensors of one value.
+
+    Only for tensors on a CPU, outside of compilation: nothing waits for a device.
+
+    Attributes:
+        scale: The step.
+        inverse: Its reciprocal, rounded to float32.
+        lowest: The lowest level, counted from the zero point; that of the lower bound where that is higher.
+        highest: The highest.
+    """
+
+    scale: float
+    inverse: float
+    lowest: float
+    highest: float
+
+    @classmethod
+    def of(
+        cls, scale: Tensor, zero_point: Tensor | None, form: NumberFormat, bounds: Bounds | None
+    ) -> _Numbers:
+        """Read the numbers from tensors of one value."""
+        wide = scale.detach().reshape(()).float()
+        zero = 0 if zero_point is None else int(zero_point)
+        lowest, highest = float(form.lowest - zero), float(form.highest - zero)
+        inverse = wide.reciprocal()
+        if bounds is not None:
+            low, high = (float((inverse * bound).round()) for bound in bounds)
+            lowest, highest = min(max(low, lowest), highest), max(min(high, highest), lowest)
+        return cls(float(wide), float(inverse), lowest, highest)
+
+
+def _round_in_blocks(value: Tensor, numbers: _Numbers) -> Tensor:
+    """Round a large tensor on a CPU, piece by piece."""
+    (value,) = dense(value)
+    result = torch.empty_like(value)
+    for (piece, room), _ in blocks([value, result], [], None):
+        torch.mul(piece, numbers.inverse, out=room)
+        room.round_().clamp_(numbers.lowest, numbers.highest).mul_(numbers.scale)
+    return result
 
 
 def learned_round(
@@ -72,6 +130,7 @@ def learned_round(
     *,
     offset: Tensor | None = None,
     gradient: Gradient = STRAIGHT_THROUGH,
+    bounds: Bounds | None = None,
 ) -> Tensor:
     """Round to levels with gradients for the value, the scale and the offset.
 
@@ -84,13 +143,15 @@ def learned_round(
         offset: Where the zero point moves too: the value that level 0 stands for, ``-zero_point * scale`` before
             rounding. Only its gradient is used, and the scale's gradient is then taken with the offset held.
         gradient: The published rule.
+        bounds: Clip the tensor to these first, as an activation function in front does; the gradient of the value
+            passes strictly inside of them. The result is that of clipping first, with one pass of memory less each way.
 
     Returns:
         A tensor of the shape and dtype of ``value``. With ``q`` the level of an element, the scale's gradient is
         ``q - v`` inside (times ``gradient.rounding``); outside it is ``q - zero_point``, or ``q`` where there is an
         offset. The offset's is 1 outside, 0 inside.
     """
-    result: Tensor = _LearnedRound.apply(value, scale, offset, zero_point, form, axis, gradient)
+    result: Tensor = _LearnedRound.apply(value, scale, offset, zero_point, form, axis, gradient, bounds)
     return result
 
 
@@ -107,10 +168,12 @@ class _LearnedRound(torch.autograd.Function):
         form: NumberFormat,
         axis: int | None,
         gradient: Gradient,
+        bounds: Bounds | None,
     ) -> Tensor:
         ctx.save_for_backward(value, scale, zero_point)
         ctx.form, ctx.axis, ctx.gradient, ctx.with_offset = form, axis, gradient, offset is not None
-        return round_to_levels(value, scale, zero_point, form, axis)
+        ctx.bounds = bounds
+        return round_to_levels(value, scale, zero_point, form, axis, bounds)
 
     @staticmethod
     @once_differentiable
@@ -120,7 +183,8 @@ class _LearnedRound(torch.autograd.Function):
         step = scale.to(_widened(value).dtype)
         zero = None if zero_point is None else zero_point.to(step.dtype)
         wide, flow = _widened(value), _widened(upstream)
-        inside, sums = _backward(wide, flow, step, zero, ctx.form, ctx.axis, ctx.gradient, learns)
+        rule = _Rule(ctx.form, ctx.axis, ctx.gradient, ctx.bounds, learns)
+        inside, sums = _backward(wide, flow, step, zero, rule)
         of_scale = of_offset = None
         if sums is not None:
             slope, escaped = sums
@@ -129,36 +193,41 @@ class _LearnedRound(torch.autograd.Function):
             elif zero is not None:
                 slope = slope - escaped * zero.reshape(escaped.shape)
             of_scale = slope.reshape(scale.shape).to(scale.dtype)
-        return inside.to(value.dtype), of_scale, of_offset, None, None, None, None
+        return inside.to(value.dtype), of_scale, of_offset, None, None, None, None, None
 
 
 Sums = tuple[Tensor, Tensor]
 """The scale's gradient with levels counted from level 0, and the gradient that fell outside."""
 
 
+@dataclass(frozen=True)
+class _Rule:
+    """What a backward pass goes by; see :func:`learned_round`."""
+
+    form: NumberFormat
+    axis: int | None
+    gradient: Gradient
+    bounds: Bounds | None
+    learns: bool
+
+
 def _backward(
-    value: Tensor,
-    flow: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    form: NumberFormat,
-    axis: int | None,
-    gradient: Gradient,
-    learns: bool,
+    value: Tensor, flow: Tensor, scale: Tensor, zero: Tensor | None, rule: _Rule
 ) -> tuple[Tensor, Sums | None]:
     """Return the value's gradient, and sums over all or for each channel if the scale learns."""
+    axis = rule.axis
+    if axis is None and not rule.learns and in_blocks(value, axis) and value.dtype == torch.float32:
+        return _gate_in_blocks(value, flow, scale, zero, rule), None
     if not in_blocks(value, axis):
         wide_zero = None if zero is None else spread(zero, axis, value)
         room = torch.empty_like(flow)
-        return room, _piece(
-            value, flow, room, spread(scale, axis, value), wide_zero, form, axis, gradient, learns
-        )
+        return room, _piece(value, flow, room, spread(scale, axis, value), wide_zero, rule)
     value, flow = dense(value, flow)
     result = torch.empty_like(value)
     found = []
     for (piece, its_flow, room), (step, offset) in blocks([value, flow, result], [scale, zero], axis):
         assert step is not None
-        found.append(_piece(piece, its_flow, room, step, offset, form, axis, gradient, learns))
+        found.append(_piece(piece, its_flow, room, step, offset, rule))
     sums = [pair for pair in found if pair is not None]
     if not sums:
         return result, None
@@ -168,46 +237,76 @@ def _backward(
     return result, (torch.cat(slopes), torch.cat(escapes))
 
 
+def _gate_in_blocks(
+    value: Tensor, flow: Tensor, scale: Tensor, zero: Tensor | None, rule: _Rule
+) -> Tensor:
+    """Return the value's gradient for a large tensor on a CPU, piece by piece."""
+    numbers = _Numbers.of(scale, zero, rule.form, None)
+    low, high = _edges(numbers.lowest, numbers.highest, rule.gradient.edges)
+    if rule.bounds is not None:
+        low, high = (
+            max(low, rule.bounds[0] * numbers.inverse),
+            min(high, rule.bounds[1] * numbers.inverse),
+        )
+    value, flow = dense(value, flow)
+    result = torch.empty_like(value)
+    place = torch.empty(min(VALUES * torch.get_num_threads(), value.numel()), dtype=value.dtype)
+    for (piece, its_flow, room), _ in blocks([value, flow, result], [], None):
+        own = torch.mul(piece, numbers.inverse, out=place[: piece.numel()])
+        torch.ops.aten.hardtanh_backward.grad_input(its_flow, own, low, high, grad_input=room)
+    return result
+
+
 def _piece(
-    value: Tensor,
-    flow: Tensor,
-    room: Tensor,
-    scale: Tensor,
-    zero: Tensor | None,
-    form: NumberFormat,
-    axis: int | None,
-    gradient: Gradient,
-    learns: bool,
+    value: Tensor, flow: Tensor, room: Tensor, scale: Tensor, zero: Tensor | None, rule: _Rule
 ) -> Sums | None:
     """Write the value's gradient into a room of the same shape, and return the sums for the scale."""
-    place = value * scale.reciprocal()
+    form, axis, edges = rule.form, rule.axis, rule.gradient.edges
+    clipped = value if rule.bounds is None else value.clamp(*rule.bounds)
+    place = clipped * scale.reciprocal() if rule.bounds is None else clipped.mul_(scale.reciprocal())
     if zero is not None:
         place.add_(zero)
-    _gate(flow, place, form, gradient.edges, room)
-    if not learns:
-        return None
-    # Clamped, so that infinite values do not make NaN; half a level wider where rounding decides what is inside.
-    margin = 0.5 if gradient.edges == "rounded" else 0.0
-    place.clamp_(form.lowest - margin, form.highest + margin)
-    error = _inner(room, place.round().sub_(place), axis) if gradient.rounding else None
-    if margin:
-        place.clamp_(form.lowest, form.highest)
-    outside = flow - room
-    slope = _inner(outside, place, axis)
-    if error is not None:
-        slope = slope + gradient.rounding * error
-    return slope, _total(outside, axis)
+    _gate(flow, place, form, edges, room)
+    sums = None
+    if rule.learns:
+        # Clamped, so that infinite values do not make NaN; half a level wider where rounding decides what is inside.
+        margin = 0.5 if edges == "rounded" else 0.0
+        place.clamp_(form.lowest - margin, form.highest + margin)
+        error = _inner(room, place.round().sub_(place), axis) if rule.gradient.rounding else None
+        if margin:
+            place.clamp_(form.lowest, form.highest)
+        outside = flow - room
+        slope = _inner(outside, place, axis)
+        if error is not None:
+            slope = slope + rule.gradient.rounding * error
+        sums = slope, _total(outside, axis)
+    if rule.bounds is not None:
+        torch.ops.aten.hardtanh_backward.grad_input(room, value, *rule.bounds, grad_input=room)
+    return sums
 
 
 def _gate(flow: Tensor, place: Tensor, form: NumberFormat, edges: Edges, room: Tensor) -> None:
     """Let a gradient through where a place is between the levels; one pass of a vectorized kernel."""
-    low, high = float(form.lowest), float(form.highest)
+    low, high = _edges(float(form.lowest), float(form.highest), edges)
+    torch.ops.aten.hardtanh_backward.grad_input(flow, place, low, high, grad_input=room)
+
+
+def _edges(low: float, high: float, edges: Edges) -> tuple[float, float]:
+    """Return between which places, strictly, a gradient passes."""
     if edges == "rounded":
-        place, low, high = place.round(), low - 0.5, high + 0.5
-    elif edges in ("closed", "upper_open"):
+        return _rounded_edge(low, -1), _rounded_edge(high, 1)
+    if edges in ("closed", "upper_open"):
         low = _before(low)
         high = -_before(-high) if edges == "closed" else high
-    torch.ops.aten.hardtanh_backward.grad_input(flow, place, low, high, grad_input=room)
+    return low, high
+
+
+def _rounded_edge(level: float, side: int) -> float:
+    """Return the open edge of what rounds to a level or inside of it: half a level further, with it where that is even."""
+    edge = level + side * 0.5
+    if level % 2:
+        return edge
+    return _before(edge) if side < 0 else -_before(-edge)
 
 
 def _before(edge: float) -> float:
