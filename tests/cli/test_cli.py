@@ -46,6 +46,27 @@ def test_inspect(run) -> None:
     assert "axes that may shrink" in out
 
 
+def test_inspect_quantization(run, tmp_path: Path) -> None:
+    code, out, err = run("inspect", MODEL, *SMALL, "-i", "2,1,8,8", "--quantization", "--json")
+    assert (code, err) == (0, "")
+    found = json.loads(out)
+    states = {entry["call"]: entry["state"] for entry in found["operations"]}
+    assert states["head/linear/0"] == "int8"
+    assert found["backend"] == "onnxruntime"
+    config = tmp_path / "config.yaml"
+    config.write_text("- {op_types: [Linear], quant_dtype: null}\n")
+    code, out, _ = run("inspect", MODEL, *SMALL, "-i", "2,1,8,8", "-q", "--config", str(config))
+    assert code == 0
+    assert "config_list leaves head in float" in out
+    code, _, err = run("inspect", MODEL, *SMALL, "-i", "2,1,8,8", "-q", "--backend", "openvin")
+    assert code == 2
+    assert "did you mean 'openvino'?" in err
+    config.write_text("op_types: [Linear]\n")
+    code, _, err = run("inspect", MODEL, *SMALL, "-i", "2,1,8,8", "-q", "--config", str(config))
+    assert code == 2
+    assert "holds no config_list" in err
+
+
 def test_measure(run) -> None:
     code, out, _ = run(
         "measure", MODEL, *SMALL, "-i", "1,1,8,8", "--runtimes", "torch", "--repeats", "2", "--json"

@@ -53,6 +53,7 @@ class Placement:
         outputs: Which quantizer stands on the output of a call.
         inputs: Which quantizer stands on which argument of a call.
         weights: The quantized weight of a call.
+        reasons: Why a call stays in float, where something else was possible.
     """
 
     names: list[str] = field(default_factory=list)
@@ -60,6 +61,11 @@ class Placement:
     outputs: dict[CallKey, int] = field(default_factory=dict)
     inputs: dict[CallKey, dict[Position, int]] = field(default_factory=dict)
     weights: dict[CallKey, WeightPlace] = field(default_factory=dict)
+    reasons: dict[CallKey, str] = field(default_factory=dict)
+
+
+_FLOAT_INPUT = "its input is in float"
+_UNREAD = "nothing behind it reads int8"
 
 
 class Placer:
@@ -94,14 +100,25 @@ class Placer:
 
     def _choose_compute(self, operation: Operation) -> None:
         rule = self.backend.compute.get(operation.key.operation)
-        if rule is None or self.overrides.is_float(operation.key.module):
+        if rule is None:
             return
+        if self.overrides.is_float(operation.key.module):
+            return self._stays(operation, f"config_list leaves {operation.key.module} in float")
         activation = operation.at(rule.input, rule.keywords[0])
         weight = operation.at(rule.weight, rule.keywords[1])
-        if activation is None or weight is None or weight[1].active or not weight[1].floating:
-            return
-        if activation[1].active and activation[1].floating:
-            self.compute[operation.key] = (rule, *activation)
+        if activation is None or weight is None or not weight[1].floating:
+            return self._stays(operation, "its operands are not tensors of floating numbers")
+        if weight[1].active:
+            return self._stays(
+                operation, "its weight is computed from the inputs, so it cannot be stored in int8"
+            )
+        if not (activation[1].active and activation[1].floating):
+            return self._stays(operation, "it does not depend on the inputs: runtimes compute it once")
+        self.compute[operation.key] = (rule, *activation)
+
+    def _stays(self, operation: Operation, reason: str) -> None:
+        """Note why an operation, or what it gives, stays in float."""
+        self.result.reasons[operation.key] = reason
 
     def _is_int8_reader(self, operation: Operation, position: Position) -> bool:
         chosen = self.compute.get(operation.key)
@@ -169,34 +186,38 @@ class Placer:
             if reader.key.operation in self.backend.fused_activations and plain:
                 value, last = reader.outputs[0], reader
         if value.index in self.recording.results:
-            return  # what the model gives back stays in full precision
+            return self._stays(last, "the model gives it back: results stay in full precision")
         form = self.overrides.output_form((last.key.module, operation.key.module), self.default)
         if form is None:
-            return
+            return self._stays(last, "config_list leaves its output in float")
         quantizer = self._new(str(last.key), form)
         self.result.outputs[last.key] = quantizer
         self.carried[value.index] = quantizer
 
     def _elementwise(self, operation: Operation) -> None:
         operands = operation.active_inputs
-        if (
-            len(operands) < 2
-            or len(operands) != len(operation.inputs)
-            or self.overrides.is_float_output(operation.key)
-        ):
-            return
+        if len(operands) < 2 or len(operands) != len(operation.inputs):
+            return self._stays(operation, "an operand is a constant: int8 kernels take two activations")
+        if self.overrides.is_float_output(operation.key):
+            return self._stays(operation, "config_list leaves its output in float")
         carried = [value.index in self.carried for _, value in operands]
-        if not any(carried) or not self._wanted_after(operation.outputs[0]):
-            return
+        if not any(carried):
+            return self._stays(operation, "no operand comes in int8")
+        if not self._wanted_after(operation.outputs[0]):
+            return self._stays(operation, _UNREAD)
         product = "mul" in operation.key.operation
         for (_, value), is_carried in zip(operands, carried, strict=True):
             gate = product and self._is_gate(value)
             if not (is_carried or self._demanded(value) or gate):
-                return
+                return self._stays(operation, f"its operand from {self._maker(value)} is in float")
         for position, value in operands:
             if value.index not in self.carried:
                 self._edge(operation, position, value, self.default)
         self._carry_behind(operation)
+
+    def _maker(self, value: Value) -> str:
+        producer = self.producers.get(value.index)
+        return "the model's input" if producer is None else str(producer.key)
 
     def _is_gate(self, value: Value) -> bool:
         producer = self.producers.get(value.index)
@@ -205,12 +226,18 @@ class Placer:
     def _concatenate(self, operation: Operation) -> None:
         operands = operation.active_inputs
         if not operands or len(operands) != len(operation.inputs):
-            return
+            return self._stays(operation, "it joins constants")
         numbers = [self.carried.get(value.index) for _, value in operands]
         known = [number for number in numbers if number is not None]
-        forms = {self.result.forms[number] for number in known}
-        if len(known) != len(numbers) or len(forms) != 1 or not self._wanted_after(operation.outputs[0]):
-            return
+        if len(known) != len(numbers):
+            first = operands[numbers.index(None)][1]
+            return self._stays(operation, f"its operand from {self._maker(first)} is in float")
+        if len({self.result.forms[number] for number in known}) != 1:
+            return self._stays(
+                operation, "its operands have different levels, so they cannot share one scale"
+            )
+        if not self._wanted_after(operation.outputs[0]):
+            return self._stays(operation, _UNREAD)
         for number in known[1:]:
             self._unite(known[0], number)
         self.carried[operation.outputs[0].index] = known[0]
@@ -218,17 +245,17 @@ class Placer:
 
     def _pool(self, operation: Operation) -> None:
         operands = operation.active_inputs
-        if (
-            len(operands) == 1
-            and operands[0][1].index in self.carried
-            and self._wanted_after(operation.outputs[0])
-        ):
+        if len(operands) != 1 or operands[0][1].index not in self.carried:
+            self._stays(operation, _FLOAT_INPUT)
+        elif not self._wanted_after(operation.outputs[0]):
+            self._stays(operation, _UNREAD)
+        else:
             self._carry_behind(operation)
 
     def _share(self, operation: Operation) -> None:
         quantizer = self.carried.get(operation.active_inputs[0][1].index)
         if quantizer is None or not any(self._wanted_after(value) for value in operation.outputs):
-            return
+            return self._stays(operation, _FLOAT_INPUT if quantizer is None else _UNREAD)
         self.result.outputs[operation.key] = quantizer
         for value in operation.outputs:
             self.carried[value.index] = quantizer
@@ -240,7 +267,7 @@ class Placer:
         module = operation.key.module
         wanted = self.overrides.input_form(module, self.default)
         if wanted is None:
-            return
+            return self._stays(operation, f"config_list leaves {module} in float")
         carried = self.carried.get(value.index)
         if carried is None or self.result.forms[carried] != wanted:
             carried = self._edge(operation, position, value, wanted)
@@ -275,9 +302,14 @@ class Placer:
         return self.edges[place]
 
     def _hoist(self, value: Value, form: NumberFormat) -> int | None:
-        """Move a quantizer up through operations that only move values, when nobody else would notice."""
+        """Move a quantizer up through operations that only move values, when nobody else would notice.
+
+        A ReLU keeps a scale too, but in front of it half of the levels would go to negative values.
+        """
         producer = self.producers.get(value.index)
         if producer is None or value.index in self.carried or not self._shares(producer):
+            return None
+        if producer.key.operation in ("relu", "relu_"):
             return None
         if len(producer.outputs) != 1 or value.index in self.recording.results:
             return None
@@ -313,7 +345,7 @@ class Placer:
 
     def _compact(self) -> Placement:
         """Number the groups that are in use from zero and name them everywhere by their group."""
-        old, used = self.result, Placement()
+        old, used = self.result, Placement(reasons=self.result.reasons)
         numbers: dict[int, int] = {}
 
         def renumber(quantizer: int) -> int:

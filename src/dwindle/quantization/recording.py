@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Container, Sequence
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Any, TypeVar
 
 from torch import Tensor, nn
 
@@ -147,6 +147,9 @@ def _positional_inplace(key: CallKey, args: tuple[Any, ...]) -> bool:
     return key.operation in ("relu", "relu6", "hardtanh", "hardswish", "silu") and args[-1] is True
 
 
+Mode = TypeVar("Mode", bound=RecordingMode)
+
+
 def record(
     model: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any], passed_over: Container[CallKey] = ()
 ) -> Recording:
@@ -158,10 +161,21 @@ def record(
         kwargs: Keyword inputs.
         passed_over: Calls that give back their first argument instead of running (folded normalizations).
     """
+    return record_with(RecordingMode, model, args, kwargs, passed_over)[0]
+
+
+def record_with(
+    kind: type[Mode],
+    model: nn.Module,
+    args: tuple[Any, ...],
+    kwargs: dict[str, Any],
+    passed_over: Container[CallKey] = (),
+) -> tuple[Recording, Mode]:
+    """Do as :func:`record` with a subclass of the mode, and return the mode as well."""
     names = {id(tensor): name for name, tensor in [*model.named_parameters(), *model.named_buffers()]}
-    mode = RecordingMode(ModulePath(), names, list(tensors_in([list(args), kwargs])), passed_over)
+    mode = kind(ModulePath(), names, list(tensors_in([list(args), kwargs])), passed_over)
     results = run_with(model, mode, args, kwargs)
-    return Recording(mode.operations, {mode.value_of(tensor).index for tensor in tensors_in(results)})
+    return Recording(mode.operations, {mode.value_of(tensor).index for tensor in tensors_in(results)}), mode
 
 
 def rectified_calls(recording: Recording) -> frozenset[CallKey]:
