@@ -1,0 +1,6 @@
+"""Mixed precision: how many bits every layer gets, by curvature, by search, or by hand."""
+
+from dwindle.quantization.mixed_precision.choose import choose_bits, manual_bits
+from dwindle.quantization.mixed_precision.result import LayerBits, MixedPrecision
+
+__all__ = ["LayerBits", "MixedPrecision", "choose_bits", "manual_bits"]
