@@ -185,7 +185,7 @@ def round_bias(bias: Tensor, scale: Tensor) -> Tensor:
     """
     if scale.numel() > 1 and scale.numel() != bias.numel():
         scale = scale.repeat(bias.numel() // scale.numel())
-    rounded = (bias / scale).round() * scale
+    rounded = ((bias / scale).round() * scale).to(bias.dtype)
     return bias + (rounded - bias).detach()
 
 
@@ -203,7 +203,14 @@ class ObservingMode(PlacedMode):
         self.observers = observers
 
     def activation(self, value: Tensor, quantizer: int) -> Tensor:
-        """Show the value to the quantizer's observer."""
+        """Show the value to the quantizer's observer.
+
+        Raises:
+            ConfigError: It holds NaN.
+        """
+        if bool(torch.isnan(value).any()):
+            name = self.simulation.placement.names[quantizer]
+            raise ConfigError(f"the calibration data make NaN at {name}; no range can be told from that")
         self.observers[quantizer].update(value)
         return value
 

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import math
 from abc import ABC, abstractmethod
 
+import torch
 from torch import Tensor
 
 from dwindle.quantization.numbers import NumberFormat
@@ -31,3 +33,18 @@ class Observer(ABC):
         Raises:
             ValueError: Nothing was observed yet.
         """
+
+
+def finite_range(value: Tensor) -> tuple[float, float] | None:
+    """Return the smallest and the largest finite value of a tensor, or None when it holds none.
+
+    Args:
+        value: Any floating tensor; infinities and NaN are passed over.
+    """
+    if not value.numel():
+        return None
+    low, high = (float(edge) for edge in value.detach().aminmax())
+    if math.isfinite(low) and math.isfinite(high):
+        return low, high
+    value = value[torch.isfinite(value)]
+    return finite_range(value)

@@ -7,11 +7,11 @@ import math
 from torch import Tensor
 
 from dwindle.quantization.numbers import NumberFormat
-from dwindle.quantization.observers.base import Observer
+from dwindle.quantization.observers.base import Observer, finite_range
 
 
 class MinMaxObserver(Observer):
-    """Range from the smallest to the largest value of all batches."""
+    """Range from the smallest to the largest finite value of all batches."""
 
     def __init__(self) -> None:
         self.low = math.inf
@@ -19,10 +19,9 @@ class MinMaxObserver(Observer):
 
     def update(self, value: Tensor) -> None:
         """Widen the range to the tensor's own."""
-        if value.numel():
-            low, high = value.detach().aminmax()
-            self.low = min(self.low, float(low))
-            self.high = max(self.high, float(high))
+        seen = finite_range(value)
+        if seen is not None:
+            self.low, self.high = min(self.low, seen[0]), max(self.high, seen[1])
 
     def range(self, form: NumberFormat) -> tuple[float, float]:
         """Return the range, widened to contain zero."""

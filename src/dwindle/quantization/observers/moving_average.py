@@ -5,11 +5,11 @@ from __future__ import annotations
 from torch import Tensor
 
 from dwindle.quantization.numbers import NumberFormat
-from dwindle.quantization.observers.base import Observer
+from dwindle.quantization.observers.base import Observer, finite_range
 
 
 class MovingAverageObserver(Observer):
-    """Exponential moving averages of the batches' minimum and maximum.
+    """Exponential moving averages of the batches' smallest and largest finite value.
 
     Args:
         momentum: Weight of a new batch, in (0, 1]. The first batch counts fully.
@@ -24,9 +24,10 @@ class MovingAverageObserver(Observer):
 
     def update(self, value: Tensor) -> None:
         """Move the range towards the tensor's own."""
-        if not value.numel():
+        seen = finite_range(value)
+        if seen is None:
             return
-        low, high = (float(edge) for edge in value.detach().aminmax())
+        low, high = seen
         if self.low is None or self.high is None:
             self.low, self.high = low, high
         else:
