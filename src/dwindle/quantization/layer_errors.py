@@ -40,6 +40,8 @@ class LayerError:
         own_sqnr_db: The same when this layer alone is quantized.
         weight_sqnr_db: Signal to noise of the weight.
     """
+        weight_name: The weight's path.
+        input_name: Name of the quantizer of the activation that it reads; layers may share one.
 
     name: str
     weight_bits: int
@@ -50,6 +52,8 @@ class LayerError:
     own_sqnr_db: float
     weight_sqnr_db: float
 
+    weight_name: str = ""
+    input_name: str = ""
     def to_json(self) -> dict[str, Any]:
         """Return plain data; an infinite ratio becomes None."""
         return {
@@ -84,7 +88,7 @@ def layer_errors(
         ConfigError: ``quantized`` was not made by dwindle or not of this model, or there are no batches.
     """
     simulation = simulation_of(quantized)
-    plain, changed = _twins(model, quantized)
+    plain, changed = twins(model, quantized)
     parameters = tuple(getattr(quantized, name) for name in BUFFERS)
     found = {key: _Sums() for key in simulation.slots}
     operands = dict(changed.named_parameters())
@@ -99,9 +103,7 @@ def layer_errors(
         low, high = (
             (level - int(zero_point[number])) * float(scale[number]) for level in (form.lowest, form.highest)
         )
-        errors.append(
-            found[key].error(str(key), slot, (form.highest - form.lowest).bit_length(), (low, high))
-        )
+        errors.append(found[key].error(key, slot, form.bits, (low, high), simulation.placement.names[number]))
     return sorted(errors, key=lambda error: error.sqnr_db)
 
 
@@ -120,8 +122,12 @@ def error_table(errors: list[LayerError]) -> str:
     return "\n".join(lines)
 
 
-def _twins(model: nn.Module, quantized: nn.Module) -> tuple[nn.Module, nn.Module]:
-    """Return the float model in the form of the quantized one, and the quantized one without its simulation."""
+def twins(model: nn.Module, quantized: nn.Module) -> tuple[nn.Module, nn.Module]:
+    """Return the float model in the form of the quantized one, and the quantized one without its simulation.
+
+    Raises:
+        ConfigError: ``quantized`` was not made of this model.
+    """
     simulation = simulation_of(quantized)
     plain = copy.deepcopy(model).eval()
     try:
@@ -153,12 +159,14 @@ class _Sums:
     clipped: int = 0
     seen: int = 0
 
-    def error(self, name: str, slot: WeightSlot, input_bits: int, edges: tuple[float, float]) -> LayerError:
+    def error(
+        self, key: CallKey, slot: WeightSlot, input_bits: int, edges: tuple[float, float], input_name: str
+    ) -> LayerError:
         """Return the ratios."""
         form = slot.place.form
         return LayerError(
-            name,
-            (form.highest - form.lowest).bit_length(),
+            str(key),
+            form.bits,
             input_bits,
             edges,
             self.clipped / max(self.seen, 1),
@@ -168,6 +176,8 @@ class _Sums:
         )
 
 
+            slot.place.name,
+            input_name,
 def _energy(value: Tensor) -> float:
     return float(value.double().square().sum())
 
