@@ -39,9 +39,9 @@ class LayerError:
         sqnr_db: Signal to noise of the layer's output in the quantized model, with all that was lost before it.
         own_sqnr_db: The same when this layer alone is quantized.
         weight_sqnr_db: Signal to noise of the weight.
-    """
         weight_name: The weight's path.
         input_name: Name of the quantizer of the activation that it reads; layers may share one.
+    """
 
     name: str
     weight_bits: int
@@ -51,9 +51,9 @@ class LayerError:
     sqnr_db: float
     own_sqnr_db: float
     weight_sqnr_db: float
-
     weight_name: str = ""
     input_name: str = ""
+
     def to_json(self) -> dict[str, Any]:
         """Return plain data; an infinite ratio becomes None."""
         return {
@@ -173,11 +173,11 @@ class _Sums:
             ratio_db(self.signal, self.together),
             ratio_db(self.signal, self.alone),
             ratio_db(*self.weight),
+            slot.place.name,
+            input_name,
         )
 
 
-            slot.place.name,
-            input_name,
 def _energy(value: Tensor) -> float:
     return float(value.double().square().sum())
 
