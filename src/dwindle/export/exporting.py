@@ -30,6 +30,7 @@ from dwindle.measure.structure import (
     flatten,
     with_batch,
 )
+from dwindle.quantization.aware_training import finished
 
 FORMATS = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
 FLOAT_TOLERANCE = 1e-3
@@ -101,11 +102,11 @@ def export(
     compared.
 
     The model is exported in evaluation mode and left as it was. Models that :func:`dwindle.quantize` made
-    are written as int8 (QDQ). Positional, keyword and dict inputs are welcome, and so are dict and
-    dataclass outputs; flat input and output names are those of the model's own arguments and keys. A file
-    that computes something else than torch does is not left behind: the target is replaced only after the
-    comparison. The order of the files' replacement makes sure that a model file never stands beside foreign
-    weights.
+    are written as int8 (QDQ), and so are those that are trained with quantizers (what ``finish()`` gives).
+    Positional, keyword and dict inputs are welcome, and so are dict and dataclass outputs; flat input and
+    output names are those of the model's own arguments and keys. A file that computes something else than
+    torch does is not left behind: the target is replaced only after the comparison. The order of the files'
+    replacement makes sure that a model file never stands beside foreign weights.
 
     Args:
         model: The model.
@@ -140,6 +141,7 @@ def export(
     if path.is_dir():
         raise ConfigError(f"{str(path)!r} is a directory; give the name of a file in it")
     begin = time.perf_counter()
+    model = finished(model)
     args, kwargs = example_call(model, example_inputs, example_kwargs)
     structure = structure_of(model, args, kwargs)
     path.parent.mkdir(parents=True, exist_ok=True)

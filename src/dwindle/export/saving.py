@@ -21,6 +21,7 @@ from dwindle.export.program_file import write_program
 from dwindle.export.source import describe_source
 from dwindle.export.state_file import write_state
 from dwindle.measure.structure import example_call
+from dwindle.quantization.aware_training import finished
 from dwindle.realize import RewrittenModel
 
 
@@ -49,7 +50,8 @@ def save(
     needed, and which runs in evaluation mode only.
 
     Args:
-        result_or_model: A module, or a result that has one as ``.model``.
+        result_or_model: A module, or a result that has one as ``.model``. One that is trained with quantizers is
+            finished first (:func:`dwindle.quantization.finish_training`); to go on with training, keep a checkpoint.
         directory: Where. It must not exist, unless ``overwrite``.
         source: What makes the uncompressed model: ``"package.module:callable"``, ``"timm/NAME"`` or the
             callable. With it, ``dwindle.load(directory)`` needs nothing else.
@@ -77,6 +79,7 @@ def save(
         raise ConfigError(
             f"save takes a module or a result with .model, not {type(result_or_model).__name__}"
         )
+    model = finished(model)
     target = Path(directory)
     _check_target(target, overwrite)
     content = _describe(model, describe_source(source, source_kwargs), metadata)

@@ -17,6 +17,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.overrides import TorchFunctionMode
 
+from dwindle.config.errors import ConfigError
+
 
 class CallKey(NamedTuple):
     """The name of one call inside a model's forward.
@@ -211,6 +213,22 @@ def tensors_in(value: Any) -> Iterator[Tensor]:
     elif isinstance(value, list | tuple):
         for item in value:
             yield from tensors_in(item)
+
+
+def without_nan(inputs: tuple[tuple[Any, ...], dict[str, Any]], name: str) -> Any:
+    """Return the inputs of a forward as they are.
+
+    Args:
+        inputs: Positional and keyword arguments.
+        name: What the user calls them, for the message.
+
+    Raises:
+        ConfigError: They hold NaN.
+    """
+    for tensor in tensors_in([list(inputs[0]), inputs[1]]):
+        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
+            raise ConfigError(f"{name} holds NaN")
+    return inputs
 
 
 def map_tensors(value: Any, change: Callable[[Tensor], Tensor]) -> Any:

@@ -62,7 +62,7 @@ def folded_parameters(layer: nn.Module, normalization: _BatchNorm) -> tuple[Tens
 
 
 def channel_factor(normalization: nn.Module) -> Tensor:
-    """Return what a batch normalization multiplies each channel by in evaluation mode, float64, shape ``(channels,)``."""
+    """Return what a batch normalization multiplies each channel by in evaluation: float64, ``(channels,)``."""
     assert isinstance(normalization, _BatchNorm)
     variance = normalization.running_var
     assert variance is not None

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import inspect
 import itertools
+import warnings
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from functools import partial
@@ -14,20 +15,25 @@ import torch
 from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError, did_you_mean
+from dwindle.quantization.aware_training.bank import bank_of
 from dwindle.quantization.bias_correction import correct_biases, correction_method
-from dwindle.quantization.calls import CallKey, run_with, tensors_in
+from dwindle.quantization.calls import CallKey, run_with, without_nan
+from dwindle.quantization.compensation import compensate
 from dwindle.quantization.equalization import equalize as equalize_layers
+from dwindle.quantization.explanation import unheeded_weights
 from dwindle.quantization.fallback import quantize_within
 from dwindle.quantization.folding import Fold, apply_folds, find_folds
 from dwindle.quantization.free_scales import find_free_scales
 from dwindle.quantization.numbers import NumberFormat, scale_and_zero_point
 from dwindle.quantization.observers import Observer, make_observer
 from dwindle.quantization.operators import Backend, get_backend
-from dwindle.quantization.overrides import overrides_from_config
+from dwindle.quantization.outliers import divide_outliers
+from dwindle.quantization.overrides import Overrides, overrides_from_config
+from dwindle.quantization.padding import PADDING_MASK, padding_mask
 from dwindle.quantization.placement import Placement, WeightPlace, place, summarize
 from dwindle.quantization.plan import plan_of, record_history
-from dwindle.quantization.reconstruction import Reconstruction, get_reconstruction, reconstruct
-from dwindle.quantization.recording import record, rectified_calls
+from dwindle.quantization.reconstruction import COMPENSATION, Reconstruction, get_rounding, reconstruct
+from dwindle.quantization.recording import Recording, record, rectified_calls
 from dwindle.quantization.simulation import (
     ObservingMode,
     PlacedMode,
@@ -44,25 +50,33 @@ from dwindle.training.progress import tracked
 
 @dataclass(frozen=True)
 class Preset:
-    """Levels of activations and how their ranges are found.
+    """Levels of activations, how their ranges are found, and what is done against the loss.
 
     Attributes:
         activation: Levels of activations.
         observer: Name of the observer.
+        rounding: How weights are rounded.
+        outliers: Whether outlier channels are divided.
     """
 
     activation: NumberFormat
     observer: str
+    rounding: str = "nearest"
+    outliers: bool = False
 
 
 PRESETS: dict[str, Preset] = {
     "int8": Preset(NumberFormat.parse("uint8", "affine"), "histogram"),
     "int8_minmax": Preset(NumberFormat.parse("uint8", "affine"), "minmax"),
+    "int8_transformer": Preset(NumberFormat.parse("uint8", "affine"), "minmax", "gptq", outliers=True),
 }
 """``int8``: weights int8 symmetric per output channel, activations uint8 affine per tensor."""
 
 CORRECTION_BATCHES = 8
 """Batches that are kept for bias correction, where nothing asks for all of them."""
+
+COMPENSATED_SHARE = 0.3
+"""How much of the rounding error of weights is left, about, where it is compensated."""
 
 
 def quantize(
@@ -80,8 +94,10 @@ def quantize(
     equalize: bool = False,
     smooth: float | None = None,
     weight_range: str = "minmax",
-    rounding: str | Reconstruction = "nearest",
+    rounding: str | Reconstruction | None = None,
+    outliers: bool | None = None,
     bias_correction: bool | str = True,
+    padding: str | None = PADDING_MASK,
     evaluate: Callable[[nn.Module], float] | None = None,
     max_drop: float = 0.01,
 ) -> nn.Module:
@@ -93,7 +109,8 @@ def quantize(
             or mappings by argument name. A few dozen samples are enough.
         preset: ``"int8"``: weights int8 symmetric per output channel (levels -127 to 127), activations uint8
             affine per tensor, zero exactly representable, ranges of least squared error.
-            ``"int8_minmax"``: the same with the whole ranges seen.
+            ``"int8_minmax"``: the same with the whole ranges seen. ``"int8_transformer"``: that with
+            ``rounding="gptq"`` and ``outliers=True``.
         config_list: Other settings for single targets (``quant_dtype``, ``quant_scheme``, ``granularity``);
             ``quant_dtype: None`` leaves a target in float.
         example_inputs: Arguments to record the model with: a tensor, a tuple, or a mapping; the first batch
@@ -111,12 +128,20 @@ def quantize(
             leaves the float model the same function (:mod:`dwindle.quantization.equalization`).
         smooth: SmoothQuant's alpha, between 0 and 1: move outliers of activations into weights
             (:mod:`dwindle.quantization.smoothing`). None leaves them.
+        outliers: Divide channels of the inputs of linear layers that are far larger than the rest, in front of the
+            quantizer, at the cost of one product there (:mod:`dwindle.quantization.outliers`); the preset's when not
+            given.
         weight_range: ``"minmax"``, or ``"mse"``: clip weights where that loses least, which helps below 8 bits.
         rounding: ``"nearest"``; ``"adaround"`` or ``"brecq"`` learn the rounding of each weight layer by layer
-            or block by block (:mod:`dwindle.quantization.reconstruction`), on all of the calibration data.
+            or block by block (:mod:`dwindle.quantization.reconstruction`), on all of the calibration data;
+            ``"gptq"`` computes one where errors make up for each other
+            (:mod:`dwindle.quantization.compensation`), in seconds. The preset's when not given.
         bias_correction: Put every channel's mean back where it was in float: True corrects while the
-            simulation runs, ``"sequential"`` layer after layer on all data, ``"fast"`` each layer by its own
+            simulation runs, but only if data that was kept apart gains; ``"running"`` does so in any case,
+            ``"sequential"`` goes layer after layer over all data, ``"fast"`` takes each layer by its own
             error alone (:mod:`dwindle.quantization.bias_correction`); False does not.
+        padding: The argument of the forward, ``[batch, tokens]``, that is zero where a token is padding: such tokens
+            count neither in ranges nor in means. Models without such an argument are not concerned.
         evaluate: Function from a model to its quality, larger is better. When given, the most harmful layers
             go back to float until at most ``max_drop`` is lost (:mod:`dwindle.quantization.fallback`).
         max_drop: How much of ``evaluate``'s value may be lost.
@@ -135,28 +160,40 @@ def quantize(
     chosen, table = _preset(preset), get_backend(backend)
     make = partial(make_observer, observer or chosen.observer)
     make()
-    learned = None if rounding == "nearest" else get_reconstruction(rounding)
+    learned = get_rounding(chosen.rounding if rounding is None else rounding)
+    divides = chosen.outliers if outliers is None else outliers
     correction = correction_method(bias_correction)
     check_weight_range(weight_range)
     if is_quantized(model):
         raise ConfigError("this model is quantized already; quantize the original instead")
+    if bank_of(model) is not None:
+        raise ConfigError("this model is trained with quantizers: finish() or withdraw() those first")
     overrides = overrides_from_config(model, config_list)
     simulated = copy.deepcopy(model).eval()
-    every = smooth is not None or learned is not None or correction == "sequential"
+    every = smooth is not None or learned is not None or divides or correction == "sequential"
     data = _Calibration(simulated, calibration_data, example_inputs, adapt, max_batches, every)
 
     folds = find_folds(simulated, record(simulated, *data.example))
     apply_folds(simulated, folds)
     factors = _rescale(simulated, data, folds, equalize, smooth)
     recording = record(simulated, *data.example, {fold.call for fold in folds})
+    if divides:
+        share = COMPENSATED_SHARE if learned == COMPENSATION else 1.0
+        divided = divide_outliers(
+            simulated, recording, data.kept, chosen.activation, weight_share=share, padding=padding
+        )
+        for name, factor in divided.items():
+            factors[name] = factors.get(name, torch.ones(())) * factor
+        recording = record(simulated, *data.example, {fold.call for fold in folds})
     placement = place(recording, table, overrides, chosen.activation)
     if not placement.weights:
         raise ConfigError("no operation of this model can run in int8 with these settings")
+    _warn_of_unheeded(overrides, placement)
 
     observers = [make() for _ in placement.names]
     ranges = Simulation(placement, {}, folds)
     for batch in data:
-        run_with(simulated, ObservingMode(ranges, observers), *batch)
+        run_with(simulated, ObservingMode(ranges, observers, padding_mask(batch[1], padding)), *batch)
     parameters, slots = _parameters(
         simulated, placement, folds, observers, data.example, avoid_saturation, weight_range
     )
@@ -164,10 +201,12 @@ def quantize(
     reference = simulated
     if learned is not None:
         reference = copy.deepcopy(simulated)
-        relus = rectified_calls(recording)
-        simulation.reconstructed = reconstruct(simulated, simulation, parameters, data.kept, learned, relus)
+        simulation.reconstructed = _round(
+            simulated, simulation, parameters, data.kept, learned, recording, padding
+        )
     if correction is not None:
-        correct_biases(simulated, simulation, parameters, data.kept, correction, reference)
+        checks = {"padding": padding, "checked": bias_correction is True}
+        correct_biases(simulated, simulation, parameters, data.kept, correction, reference, **checks)
     attach(simulated, simulation, parameters)
     record_history(
         simulated, {"preset": preset, "backend": table.name, **summarize(placement)}, plan_of(simulated)
@@ -204,7 +243,10 @@ class _Calibration:
         limit: int | None,
         every: bool,
     ) -> None:
-        self._rest = map(_without_nan, input_batches(model, data, adapt, limit, "calibration_data"))
+        self._rest = map(
+            partial(without_nan, name="calibration_data"),
+            input_batches(model, data, adapt, limit, "calibration_data"),
+        )
         self.kept = list(self._rest if every else itertools.islice(self._rest, CORRECTION_BATCHES))
         self.example: Inputs = (
             self.kept[0]
@@ -216,16 +258,20 @@ class _Calibration:
         return tracked(itertools.chain(self.kept, self._rest), "calibration: batches")
 
 
-def _without_nan(inputs: Inputs) -> Inputs:
-    """Return inputs as they are.
-
-    Raises:
-        ConfigError: They hold NaN.
-    """
-    for tensor in tensors_in([list(inputs[0]), inputs[1]]):
-        if tensor.is_floating_point() and bool(torch.isnan(tensor).any()):
-            raise ConfigError("calibration_data holds NaN")
-    return inputs
+def _round(
+    model: nn.Module,
+    simulation: Simulation,
+    parameters: tuple[Tensor, ...],
+    batches: list[Inputs],
+    rounding: str | Reconstruction,
+    recording: Recording,
+    padding: str | None,
+) -> list[Any]:
+    """Set the weights on levels, in place; return what that brought."""
+    if isinstance(rounding, Reconstruction):
+        relus = rectified_calls(recording)
+        return list(reconstruct(model, simulation, parameters, batches, rounding, relus))
+    return list(compensate(model, simulation, parameters, batches, padding))
 
 
 def _rescale(
@@ -261,6 +307,18 @@ def _parameters(
     return tuple(part.to(device) for part in packed), slots
 
 
+def _warn_of_unheeded(overrides: Overrides, placement: Placement) -> None:
+    """Say which weights stay in float although the config_list gives them a number format."""
+    unheeded = unheeded_weights(overrides, placement)
+    if unheeded:
+        more = f" and {len(unheeded) - 5} more" if len(unheeded) > 5 else ""
+        warnings.warn(
+            f"{', '.join(unheeded[:5])}{more}: no int8 kernel of the backend reads this, so it stays in float "
+            "(dwindle inspect --quantization says why)",
+            stacklevel=3,
+        )
+
+
 def _preset(name: str) -> Preset:
     if name not in PRESETS:
         raise ConfigError(f"preset {name!r} is not known: {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
@@ -274,6 +332,12 @@ def _activation_parameters(placement: Placement, observers: list[Observer]) -> t
             low, high = observer.range(form)
         except ValueError as error:
             raise ConfigError(f"no finite value reached {name} in the calibration data: {error}") from error
+        if low == high == 0.0:
+            warnings.warn(
+                f"only zeros reached {name} in the calibration data; its range is taken to be -1 to 1",
+                stacklevel=4,
+            )
+            low, high = -1.0, 1.0
         scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), form)
         scales.append(scale)
         zero_points.append(zero_point)

@@ -20,6 +20,7 @@ from dwindle.graph.positions import kept_positions
 from dwindle.graph.trace import Trace
 from dwindle.quantization.quantizers.binary import BinaryQuantizerBase
 from dwindle.realize.activation_masks import as_parameter_masks
+from dwindle.realize.carried_quantizers import carried_quantizers
 from dwindle.realize.constants import ConstantPropagation, Constants
 from dwindle.realize.shrink import ShrinkResult, shrink
 from dwindle.realize.surgery import _held, tensor_slots
@@ -53,6 +54,9 @@ def realize(
         rewrite: Where sizes stand as literals in the user's code, return a rewritten graph instead of changing
             the model in place: ``"auto"`` when only that can cut what is dead, or True, or False.
 
+    A model that is trained with quantizers (:class:`dwindle.quantization.TrainingQuantizer`) keeps them: the scales of
+    channels that go are cut too.
+
     Raises:
         ConfigError: ``masks`` names what the model lacks, or something in it is simulated as binary.
         CaptureError: The model fails on the inputs.
@@ -60,14 +64,31 @@ def realize(
     """
     inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
     _refuse_binary(model)
-    asked = _checked_masks(model, masks or {})
+    with carried_quantizers(model, optimizer) as carried:
+        carried.result = _realize(
+            model, inputs, dict(example_kwargs or {}), masks or {}, optimizer, verify, rewrite
+        )
+    return carried.result
+
+
+def _realize(
+    model: nn.Module,
+    inputs: tuple[Any, ...],
+    example_kwargs: dict[str, Any],
+    masks: Mapping[str, Mapping[str, torch.Tensor]],
+    optimizer: torch.optim.Optimizer | None,
+    verify: bool,
+    rewrite: bool | str,
+) -> ShrinkResult:
+    """See :func:`realize`."""
+    asked = _checked_masks(model, masks)
     given = dict(asked)
     for name, mask in as_parameter_masks(model).items():
         given[name] = given[name] * mask if name in given else mask
     seconds: dict[str, float] = {}
     started = time.perf_counter()
     with simulate.disabled(model):
-        traces, args, kwargs = capture(model, inputs, dict(example_kwargs or {}))
+        traces, args, kwargs = capture(model, inputs, example_kwargs)
     seconds["capture"] = time.perf_counter() - started
     started = time.perf_counter()
     tensors = _effective(model, given)

@@ -2,7 +2,7 @@
 
 from dwindle.quantization.aware_training.bank import TrainedQuantizers, bank_of
 from dwindle.quantization.aware_training.compressor import TrainingQuantizer
-from dwindle.quantization.aware_training.conversion import finish_training
+from dwindle.quantization.aware_training.conversion import finish_training, finished
 from dwindle.quantization.aware_training.placing import Bits, TrainingPlaces
 from dwindle.quantization.aware_training.stages import QuantizationStages
 
@@ -14,4 +14,5 @@ __all__ = [
     "TrainingQuantizer",
     "bank_of",
     "finish_training",
+    "finished",
 ]

@@ -6,6 +6,7 @@ container trips over them. Weights are rounded where a call reads them, behind w
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -159,14 +160,9 @@ class TrainingMode(PlacedMode):
         own = self.bank.weights[self.bank.weight_of[key]]
         if not self.bank.rounds_weights:
             return wait(value, own)
-        behind = self.bank.normalization_of.get(key)
-        if behind is None:
-            result: Tensor = own(value)
-            return result
-        layer, normalization = (self.model.get_submodule(name) for name in behind)
-        factor = channel_factor(normalization).detach().to(value.dtype)
-        factor = torch.where(factor == 0, torch.ones_like(factor), factor)
-        return times_channels(own(times_channels(value, layer, factor)), layer, factor.reciprocal())
+        names = self.bank.normalization_of.get(key)
+        behind = None if names is None else [self.model.get_submodule(name) for name in names]
+        return rounded_weight(own, value, behind)
 
     def bias(self, value: Tensor, key: CallKey, slot: WeightSlot) -> Tensor:
         """Round a bias as integer kernels add it; that of a folded normalization is rounded there."""
@@ -187,7 +183,7 @@ class TrainingMode(PlacedMode):
         return weights.scale_and_zero_point()[0] * inputs.scale_and_zero_point()[0].reshape(())  # type: ignore
 
     def _normalize(self, key: CallKey, given: dict[str, Any]) -> dict[str, Any]:
-        """Return a folded normalization's arguments: frozen where it is, its shift rounded as the folded bias will be."""
+        """Return a folded normalization's arguments: frozen where it is, its shift rounded as its bias will be."""
         if self.bank.normalization_frozen:
             given = {**given, "training": False}
         call = self.bank.folded_call[key]
@@ -221,6 +217,24 @@ class TrainingMode(PlacedMode):
             result: Tensor = self.bank.activations[quantizer].behind(args[0], bounds)  # type: ignore[operator]
             return result
         return super().on_call(key, func, args, kwargs)
+
+
+def rounded_weight(quantizer: nn.Module, weight: Tensor, behind: Sequence[nn.Module] | None) -> Tensor:
+    """Return a rounded weight.
+
+    Args:
+        quantizer: What rounds it.
+        weight: As the call reads it.
+        behind: The layer and the normalization behind it where the folded weight is what is rounded; None where
+            rounding comes to the same before and after folding.
+    """
+    if behind is None:
+        result: Tensor = quantizer(weight)
+        return result
+    layer, normalization = behind
+    factor = channel_factor(normalization).detach().to(weight.dtype)
+    factor = torch.where(factor == 0, torch.ones_like(factor), factor)
+    return times_channels(quantizer(times_channels(weight, layer, factor)), layer, factor.reciprocal())
 
 
 def _bounds(operation: str, args: tuple[Any, ...], kwargs: dict[str, Any]) -> tuple[float, float] | None:
@@ -259,7 +273,7 @@ def wait(value: Tensor, quantizer: nn.Module) -> Tensor:
 
 
 class _Start:
-    """Forward pre-hook of the root: switches the quantizers on. It finds them in the model, so copies find their own."""
+    """Forward pre-hook of the root: switches the quantizers on that it finds in the model."""
 
     def __call__(self, module: nn.Module, args: Any) -> None:
         bank = bank_of(module)

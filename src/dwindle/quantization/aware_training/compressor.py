@@ -15,7 +15,7 @@ from dwindle.quantization.aware_training.conversion import finish_training
 from dwindle.quantization.aware_training.placing import Bits, TrainingPlaces, find_places
 from dwindle.quantization.aware_training.stages import QuantizationStages
 from dwindle.quantization.aware_training.starting import start_all, start_watched
-from dwindle.quantization.calls import CallKey
+from dwindle.quantization.calls import CallKey, without_nan
 from dwindle.quantization.folding import is_transposed
 from dwindle.quantization.operators import Backend
 from dwindle.quantization.overrides import overrides_from_config
@@ -84,7 +84,9 @@ class TrainingQuantizer:
         options: Mapping[str, Any] | None = None,
     ) -> None:
         if method not in METHODS:
-            raise ConfigError(f"method {method!r} is not known: {', '.join(METHODS)}{did_you_mean(method, METHODS)}")
+            raise ConfigError(
+                f"method {method!r} is not known: {', '.join(METHODS)}{did_you_mean(method, METHODS)}"
+            )
         if is_quantized(model):
             raise ConfigError("this model is quantized already; train the original instead")
         self.model, self.method = model, method
@@ -93,12 +95,15 @@ class TrainingQuantizer:
         self.steps, self.penalty, self.observer = 0, penalty, observer
         self._gradient_bits, self._options = gradient_bits, dict(options or {})
         overrides = overrides_from_config(model, config_list)
-        limited = itertools.islice(input_batches(model, calibration_data, None, None, "calibration_data"), max_batches)
-        self._batches: list[Inputs] = list(limited)
+        limited = itertools.islice(
+            input_batches(model, calibration_data, None, None, "calibration_data"), max_batches
+        )
+        self._batches: list[Inputs] = [without_nan(own, "calibration_data") for own in limited]
         example = self._batches[0]
         if example_inputs is not None:
             example = forward_inputs(model, example_inputs, lambda batch: batch)
         self.places = find_places(model, example, overrides, self.bits, backend, avoid_saturation)
+        self.bank: TrainedQuantizers | None = None
         self._make()  # what does not fit shows before anything is changed
 
     # The contract of a compressor.
@@ -135,7 +140,9 @@ class TrainingQuantizer:
     def loss(self) -> Tensor | float:
         """PACT's penalty on its clips; 0.0 for other methods."""
         bank = bank_of(self.model)
-        clips = [own for own in bank.activations if isinstance(own, PactQuantizer)] if bank is not None else []
+        clips = (
+            [own for own in bank.activations if isinstance(own, PactQuantizer)] if bank is not None else []
+        )
         if not clips or not self.penalty:
             return 0.0
         return self.penalty * torch.stack([own.penalty() for own in clips]).sum()
@@ -188,7 +195,9 @@ class TrainingQuantizer:
     def _attached(self) -> TrainedQuantizers:
         bank = bank_of(self.model)
         if bank is None:
-            raise ConfigError("the quantizers are not on the model: enter dw.compress(model, [quantizer]) first")
+            raise ConfigError(
+                "the quantizers are not on the model: enter dw.compress(model, [quantizer]) first"
+            )
         return bank
 
     def _move(self) -> None:
@@ -233,7 +242,9 @@ class TrainingQuantizer:
             elif not activation:
                 axis = None
                 if name in self.places.borrowed:
-                    raise ConfigError(f"{name} is read in float elsewhere, and DoReFa changes what it is; leave it out")
+                    raise ConfigError(
+                        f"{name} is read in float elsewhere, and DoReFa changes what it is; leave it out"
+                    )
         try:
             return make_quantizer(method, form, axis, activation=activation, **options)
         except (ConfigError, TypeError) as error:

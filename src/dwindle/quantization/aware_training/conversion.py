@@ -1,4 +1,4 @@
-"""From a model that was trained with quantizers to one that simulates integers, as :func:`dwindle.quantize` makes it."""
+"""From a model that was trained with quantizers to the integer model, as :func:`dwindle.quantize` makes it."""
 
 from __future__ import annotations
 
@@ -9,7 +9,12 @@ from torch import Tensor, nn
 
 from dwindle import simulate
 from dwindle.config.errors import ConfigError
-from dwindle.quantization.aware_training.bank import TrainedQuantizers, bank_of, detach_bank
+from dwindle.quantization.aware_training.bank import (
+    TrainedQuantizers,
+    bank_of,
+    detach_bank,
+    rounded_weight,
+)
 from dwindle.quantization.calls import CallKey
 from dwindle.quantization.folding import apply_folds, channel_factor
 from dwindle.quantization.numbers import SMALLEST_SCALE
@@ -56,6 +61,11 @@ def finish_training(model: nn.Module) -> nn.Module:
     return result
 
 
+def finished(model: nn.Module) -> nn.Module:
+    """Return the integer model of one that is trained with quantizers, and any other model as it is."""
+    return model if bank_of(model) is None else finish_training(model)
+
+
 def _final_weights(model: nn.Module, bank: TrainedQuantizers) -> dict[CallKey, Tensor]:
     """Put rounded weights into the parameters, and return the scales that they have behind folding."""
     scales = {}
@@ -68,9 +78,10 @@ def _final_weights(model: nn.Module, bank: TrainedQuantizers) -> dict[CallKey, T
         folded_first = bank.normalization_of.get(key)
         name = bank.places.final.weights[key].name
         parameter = dict(model.named_parameters()).get(name)
-        if parameter is not None and name not in bank.places.borrowed and name not in done and folded_first is None:
+        if parameter is not None and name not in bank.places.borrowed and name not in done:
             done.add(name)
-            parameter.copy_(quantizer(parameter))
+            behind = None if folded_first is None else [model.get_submodule(own) for own in folded_first]
+            parameter.copy_(rounded_weight(quantizer, parameter, behind))
         if normalization is not None and folded_first is None:
             factor = channel_factor(model.get_submodule(normalization)).abs()
             scale = (scale * factor).clamp(min=SMALLEST_SCALE)
@@ -99,4 +110,3 @@ def _packed(
         packed.append(scale.float())
     weights = torch.cat(packed)
     return (activation, zero, weights, torch.zeros(len(weights), dtype=torch.int32)), slots
-

@@ -124,12 +124,21 @@ def find_places(
     folded = {fold.layer for fold in folds}
     for key, found in final.weights.items():
         if key.module in folded and found.bias is None:
-            found.bias, found.bias_name = _BIAS, f"{key.module}.bias"  # that of the normalization, once it is folded
+            found.bias, found.bias_name = (
+                _BIAS,
+                f"{key.module}.bias",
+            )  # that of the normalization, once it is folded
         if found.block is not None:
-            raise ConfigError(f"{found.name}: groups of a channel with scales of their own are not trained; use 'default'")
+            raise ConfigError(f"{found.name}: scales for groups of a channel are not trained; use 'default'")
         if not found.form.symmetric or not found.form.signed:
-            raise ConfigError(f"{found.name}: weights are trained with symmetric signed levels, such as 'int4'")
-        if avoid_saturation and found.form.highest == 127 and _pairs(model, key, final.forms[found.input_quantizer]):
+            raise ConfigError(
+                f"{found.name}: weights are trained with symmetric signed levels, such as 'int4'"
+            )
+        if (
+            avoid_saturation
+            and found.form.highest == 127
+            and _pairs(model, key, final.forms[found.input_quantizer])
+        ):
             found.form = _HALF
     behind = _behind_normalizations(final, folds)
     return TrainingPlaces(final, behind, folds, _borrowed(recording, final), ends)

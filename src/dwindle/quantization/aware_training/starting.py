@@ -1,4 +1,4 @@
-"""The first ranges of quantizers: from calibration data, from what was watched, and from the weights as calls read them."""
+"""The first ranges of quantizers: from calibration data, from what was watched, from weights as calls read them."""
 
 from __future__ import annotations
 
@@ -22,7 +22,9 @@ from dwindle.training.processes import share_from_first
 class _FirstLook(PlacedMode):
     """Shows activations to observers and to samples, and keeps the weights of calls."""
 
-    def __init__(self, simulation: Simulation, observers: list[Observer], samples: list[WatchedRange]) -> None:
+    def __init__(
+        self, simulation: Simulation, observers: list[Observer], samples: list[WatchedRange]
+    ) -> None:
         super().__init__(simulation)
         self.path = ModulePath()
         self.observers, self.samples = observers, samples
@@ -64,7 +66,9 @@ def start_all(model: nn.Module, bank: TrainedQuantizers, batches: Iterable[Input
         try:
             low, high = seen.range(forms[number])
         except ValueError as error:
-            raise ConfigError(f"no finite value reached {names[number]} in the calibration data: {error}") from error
+            raise ConfigError(
+                f"no finite value reached {names[number]} in the calibration data: {error}"
+            ) from error
         start(quantizer, torch.tensor(low), torch.tensor(high), samples[number].sample, names[number])
     start_weights(model, bank, weights)
     share_state(bank)
@@ -84,12 +88,13 @@ def start_weights(model: nn.Module, bank: TrainedQuantizers, weights: dict[CallK
             continue
         done.add(number)
         quantizer, weight = bank.weights[number], weights[key].float()
+        assert isinstance(quantizer, Quantizer)
         behind = bank.normalization_of.get(key)
         if behind is not None:
             layer, normalization = (model.get_submodule(name) for name in behind)
             weight = times_channels(weight, layer, channel_factor(normalization).detach().float())
         axis = quantizer.axis
-        rows = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).flatten(1)  # type: ignore[arg-type]
+        rows = weight.reshape(1, -1) if axis is None else weight.movedim(axis, 0).flatten(1)
         low, high = rows.aminmax(dim=1)
         shape: tuple[int, ...] = () if axis is None else (-1,)
         name = bank.places.training.weights[key].name
@@ -104,7 +109,8 @@ def start_watched(bank: TrainedQuantizers) -> None:
     """
     names = bank.places.training.names
     for number, (quantizer, seen) in enumerate(zip(bank.activations, bank.watched, strict=True)):
-        if bool(seen.low.isnan()):  # type: ignore[operator]
+        assert isinstance(seen, WatchedRange)
+        if bool(seen.low.isnan()):
             continue  # nothing passed there while training: the calibration data's range stays
         start(quantizer, seen.low, seen.high, seen.sample, names[number])
         seen.sample = None

@@ -237,9 +237,7 @@ def _backward(
     return result, (torch.cat(slopes), torch.cat(escapes))
 
 
-def _gate_in_blocks(
-    value: Tensor, flow: Tensor, scale: Tensor, zero: Tensor | None, rule: _Rule
-) -> Tensor:
+def _gate_in_blocks(value: Tensor, flow: Tensor, scale: Tensor, zero: Tensor | None, rule: _Rule) -> Tensor:
     """Return the value's gradient for a large tensor on a CPU, piece by piece."""
     numbers = _Numbers.of(scale, zero, rule.form, None)
     low, high = _edges(numbers.lowest, numbers.highest, rule.gradient.edges)
@@ -302,7 +300,7 @@ def _edges(low: float, high: float, edges: Edges) -> tuple[float, float]:
 
 
 def _rounded_edge(level: float, side: int) -> float:
-    """Return the open edge of what rounds to a level or inside of it: half a level further, with it where that is even."""
+    """Return the open edge of what rounds to a level or inside: half a level further, with it where that is even."""
     edge = level + side * 0.5
     if level % 2:
         return edge
