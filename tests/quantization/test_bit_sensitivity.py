@@ -86,9 +86,8 @@ def test_one_direction_gives_the_product_with_the_exact_hessian(net: nn.Module) 
     sizes = [own.numel() for own in weights]
 
     def loss(flat: Tensor) -> Tensor:
-        parts = dict(
-            zip(names, (p.reshape(w.shape) for p, w in zip(flat.split(sizes), weights)), strict=True)
-        )
+        pieces = zip(names, flat.split(sizes), weights, strict=True)
+        parts = {name: piece.reshape(weight.shape) for name, piece, weight in pieces}
         return nn.functional.cross_entropy(functional_call(structure.model, parts, batch[0]), batch[2])
 
     hessian = torch.autograd.functional.hessian(loss, torch.cat([own.flatten() for own in weights]))
