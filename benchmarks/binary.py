@@ -1,25 +1,28 @@
-"""Packed binary layers against float ones, and binary networks on handwritten digits.
+"""Packed binary layers against float ones, and binary networks on handwritten digits and Fashion-MNIST.
 
-    python benchmarks/binary.py [--output benchmarks/results/binary.json] [--part layers|digits] [--rounds 15]
+    python benchmarks/binary.py [--output benchmarks/results/binary.json] [--part layers|fashion|digits] [--rounds 15]
 
 Layers: a packed layer, which takes float inputs and makes them binary itself, and torch's float layer of the same sizes
 take turns; figures are medians of the processor time of one thread, so that other programs on the machine do not count.
 Each packed result is first compared with the float product of the same signs: they are equal to the bit.
 
-Digits: a small residual network is trained in float and with binary weights and inputs (all but the first and last
-layer; Hardtanh in place of ReLU for the two methods with signs), once at once and once in four stages, with the
-same number of steps, for several seeds. Results are kept after each network; a run that was stopped goes on.
+Networks: a small residual network is trained in float; then the same trained network is made binary (all but its
+first and last layer; Hardtanh in place of ReLU for the two methods with signs) at once and in stages: inputs, a quarter
+of the steps later weights, from half of the steps on a falling learning rate. Both have the same number of steps, the
+same learning rates and the same order of pictures. Results are kept after each network; a run that was stopped goes on.
 """
 
 from __future__ import annotations
 
 import argparse
+import functools
 import json
 import os
 import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,7 +34,7 @@ from torch import Tensor, nn
 from dwindle.quantization import BinaryQuantizer, BinaryStages
 from dwindle.realize import PackedBinaryConv2d, PackedBinaryLinear
 from dwindle.training import TrainingOptions, accuracy, fit
-from dwindle.zoo import BatchLoader, digits, digits_resnet
+from dwindle.zoo import BatchLoader, ImageData, digits, fashion_mnist, residual_network
 
 #: Batch, inputs, outputs.
 LINEARS = [(1, 256, 256), (1, 1024, 1024), (1, 4096, 4096), (16, 1024, 1024), (128, 768, 3072)]
@@ -45,6 +48,8 @@ CONVOLUTIONS = [
     (1, 128, 256, 28, 3, 2, 1),
     (1, 256, 256, 14, 1, 1, 1),
     (1, 256, 256, 14, 3, 1, 256),
+    (1, 128, 128, 28, 3, 1, 128),
+    (1, 64, 64, 56, 3, 1, 64),
     (8, 128, 128, 28, 3, 1, 1),
 ]
 
@@ -129,54 +134,134 @@ def layers(rounds: int) -> list[dict[str, Any]]:
     return rows
 
 
-def train(method: str | None, stages: str, epochs: int, seed: int) -> tuple[nn.Module, float]:
-    """Train one network; return it with its test accuracy in percent."""
-    data = digits()
+@dataclass(frozen=True)
+class Task:
+    """What a network learns, and how long.
+
+    Attributes:
+        load: Gives the data.
+        pictures: Of the training set that are used; None takes all.
+        stem_stride: Of the network.
+        batch: Pictures of a batch.
+        float_epochs: Of the float network.
+        epochs: Of the binary network, in addition.
+    """
+
+    load: Callable[[], ImageData]
+    pictures: int | None
+    stem_stride: int
+    batch: int
+    float_epochs: int
+    epochs: int
+
+
+TASKS = {
+    "fashion": Task(fashion_mnist, 6000, 4, 100, 6, 10),
+    "digits": Task(digits, None, 1, 64, 10, 20),
+}
+RATE = 2e-3
+
+
+def float_network(task: str, signs: bool, seed: int) -> nn.Module:
+    """Return a trained float network; made once and kept."""
+    own, data = TASKS[task], loaded(task)
     torch.manual_seed(seed)
-    model = digits_resnet(widths=(16, 32, 64))
-    if method in ("bireal", "bnn"):  # signs need inputs of both signs
+    model = residual_network((16, 32, 64), stem_stride=own.stem_stride)
+    if signs:  # signs need inputs of both signs
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.ReLU):
                 parent, _, key = name.rpartition(".")
                 setattr(model.get_submodule(parent), key, nn.Hardtanh())
-    loader = BatchLoader(data.train_images, data.train_labels, 64, shuffle=True, seed=seed)
-    steps = epochs * len(loader)
-    optimizer = torch.optim.Adam(model.parameters(), lr=2e-3)
-    compressors = []
-    plan = BinaryStages.over(steps)
-    if method is not None:
-        config = [{"op_types": ["Conv2d"], "exclude_op_names": ["stem"], "quant_dtype": "int1"}]
-        compressors.append(
-            BinaryQuantizer(
-                model,
-                config,
-                weights=METHODS[method][0],
-                activations=METHODS[method][1],
-                stages=plan if stages == "four" else BinaryStages(),
-                example_inputs=data.train_images[:64],
-            )
-        )
-    # The same fall of the learning rate for all: what differs is only when what becomes binary.
-    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, plan.learning_rate_factor)
-    options = TrainingOptions(schedule_every="step")
-    fit(model, loader, optimizer, epochs=epochs, compressors=compressors, schedule=schedule, options=options)
+    path = (
+        Path(__file__).parent
+        / "results"
+        / "cache"
+        / "binary"
+        / f"{task}_{'signs' if signs else 'relu'}_{seed}.pt"
+    )
+    if path.exists():
+        model.load_state_dict(torch.load(path))
+        return model
+    loader = batches(task, data, seed)
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    stages = BinaryStages(0, 0, own.float_epochs * len(loader) // 2, own.float_epochs * len(loader))
+    schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, stages.learning_rate_factor)
+    options = TrainingOptions(schedule_every="step", seed=seed)
+    fit(model, loader, optimizer, epochs=own.float_epochs, schedule=schedule, options=options)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    torch.save(model.state_dict(), path)
+    return model
+
+
+@functools.cache
+def loaded(task: str) -> ImageData:
+    """Return the data of a task."""
+    return TASKS[task].load()
+
+
+def batches(task: str, data: ImageData, seed: int) -> BatchLoader:
+    """Return the training pictures of a task."""
+    count = TASKS[task].pictures
+    return BatchLoader(
+        data.train_images[:count], data.train_labels[:count], TASKS[task].batch, shuffle=True, seed=seed
+    )
+
+
+def binary_network(task: str, method: str, how: str, seed: int) -> nn.Module:
+    """Return a trained float network that was made binary, ``how`` being once or four (stages)."""
+    data, (weights, activations) = loaded(task), METHODS[method]
+    model = float_network(task, activations in ("bireal", "bnn"), seed)
+    loader = batches(task, data, seed + 1000)
+    steps = TASKS[task].epochs * len(loader)
+    # The float network is the first stage; one step more shows the inputs that scales are taken from.
+    first, second = (1, steps // 4) if how == "four" else (0, 0)
+    quantizer = BinaryQuantizer(
+        model,
+        [{"op_types": ["Conv2d"], "exclude_op_names": ["stem"], "quant_dtype": "int1"}],
+        weights=weights,
+        activations=activations,
+        stages=BinaryStages(first, second, steps // 2, steps),
+        example_inputs=data.train_images[: TASKS[task].batch],
+    )
+    optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
+    quantizer.follow(optimizer)
+    options = TrainingOptions(seed=seed)
+    fit(model, loader, optimizer, epochs=TASKS[task].epochs, compressors=[quantizer], options=options)
+    if not all(own.started for own in quantizer.simulators.values()):
+        raise SystemExit(f"{method} {how}: something is still float")
+    return model
+
+
+def right(task: str, model: nn.Module) -> float:
+    """Return the test accuracy in percent."""
+    data = loaded(task)
     model.eval()
     with torch.no_grad():
-        right = float(accuracy(model, [(data.test_images, data.test_labels)]))
-    return model, right * 100
+        return 100 * float(accuracy(model, [(data.test_images, data.test_labels)]))
 
 
-def digits_networks(rows: list[dict[str, Any]], epochs: int, seeds: int) -> Iterator[None]:
+def networks(rows: list[dict[str, Any]], task: str, methods: list[str], seeds: int) -> Iterator[None]:
     """Train in float, at once and in four stages; stop after each new row. Known rows are not made again."""
-    for method, stages in [("float", ""), *((own, how) for own in METHODS for how in ("once", "four"))]:
-        for seed in range(seeds):
-            key = {"method": method, "stages": stages, "epochs": epochs, "seed": seed}
-            if any(key.items() <= row.items() for row in rows):
-                continue
-            key["accuracy"] = train(None if method == "float" else method, stages, epochs, seed)[1]
-            print(f"{method:7s} {stages:5s} seed {seed} {key['accuracy']:6.2f} %", flush=True)
-            rows.append(key)
-            yield
+    for seed in range(seeds):
+        for method in methods:
+            for how in ("float", "once", "four"):
+                key = {
+                    "task": task,
+                    "method": method,
+                    "stages": how,
+                    "epochs": TASKS[task].epochs,
+                    "seed": seed,
+                }
+                if any(key.items() <= row.items() for row in rows):
+                    continue
+                if how == "float":
+                    model = float_network(task, METHODS[method][1] in ("bireal", "bnn"), seed)
+                else:
+                    model = binary_network(task, method, how, seed)
+                key["accuracy"] = right(task, model)
+                print(f"{task} {method:7s} {how:5s} seed {seed} {key['accuracy']:6.2f} %", flush=True)
+                rows.append(key)
+                yield
 
 
 def main() -> None:
@@ -184,22 +269,22 @@ def main() -> None:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--output", type=Path, default=Path(__file__).parent / "results" / "binary.json")
-    parser.add_argument("--part", choices=["layers", "digits"], action="append")
+    parser.add_argument("--part", choices=["layers", *TASKS], action="append")
     parser.add_argument("--rounds", type=int, default=15)
-    parser.add_argument("--epochs", type=int, default=12)
     parser.add_argument("--seeds", type=int, default=3)
+    parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=["xnor", "dorefa", "bireal"])
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
-    parts = arguments.part or ["layers", "digits"]
+    parts = arguments.part or ["layers", *TASKS]
     results = json.loads(arguments.output.read_text()) if arguments.output.exists() else {}
     results["machine"] = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
     if "layers" in parts:
         with torch.no_grad():
             results["layers"] = layers(arguments.rounds)
-    if "digits" in parts:
-        known = results.setdefault("digits", [])
-        for _ in digits_networks(known, arguments.epochs, arguments.seeds):
+    for task in (name for name in TASKS if name in parts):
+        known = results.setdefault("networks", [])
+        for _ in networks(known, task, arguments.methods, arguments.seeds):
             write(arguments.output, results)
     write(arguments.output, results)
 

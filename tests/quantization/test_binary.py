@@ -193,7 +193,7 @@ def run(
     with dw.compress(model, [quantizer]) as compression:
         own = optimizer or torch.optim.Adam(model.parameters(), lr=1e-2)
         compression.add_parameters_to(own)
-        quantizer.follow(own)
+        quantizer.follow(own, more.get("restart", True))
         for number in range(steps):
             x = torch.randn(8, 1, 6, 6, generator=generator)
             loss = functional.cross_entropy(model(x), (x.mean((1, 2, 3)) > 0).long()) + compression.loss()
@@ -228,6 +228,19 @@ def test_stages_come_in_order() -> None:
         [0.1] * 5 + [0.1 * (1 - n / 4) ** 2.1 for n in range(1, 5)]
     )
     assert [seen[n][3] for n in range(1, 10)] == [0.01] * 4 + [0.0] * 5
+
+
+@pytest.mark.parametrize("restart", [True, False])
+def test_an_optimizer_that_follows_begins_anew_with_stages_two_and_three(restart: bool) -> None:
+    quantizer = XNORQuantizer(network(), CONFIG, stages=BinaryStages(2, 5, 7, 9))
+    optimizer = torch.optim.Adam(quantizer.model.parameters(), lr=1e-3)
+    weight, counts = quantizer.model.get_parameter("first.weight"), []
+
+    def watch(number: int) -> None:
+        counts.append(int(optimizer.state[weight]["step"]) if weight in optimizer.state else 0)
+
+    run(quantizer, 9, optimizer, watch=watch, restart=restart)
+    assert counts == ([1, 0, 1, 2, 0, 1, 2, 3, 4] if restart else list(range(1, 10)))
 
 
 def test_learned_scales_begin_at_the_inputs_of_the_step_before() -> None:

@@ -72,7 +72,7 @@ def test_linear_equals_the_float_product_to_the_bit(
 @given(st.data())
 def test_convolution_equals_the_float_one_to_the_bit(data: st.DataObject) -> None:
     groups = data.draw(st.sampled_from([1, 1, 2, 3]))
-    each, outs = data.draw(st.sampled_from([1, 5, 64, 70])), groups * data.draw(st.integers(1, 4))
+    each, outs = data.draw(st.sampled_from([1, 1, 5, 8, 9, 64, 70])), groups * data.draw(st.integers(1, 4))
     kernel = (data.draw(st.integers(1, 4)), data.draw(st.integers(1, 3)))
     stride = (data.draw(st.integers(1, 3)), data.draw(st.integers(1, 3)))
     dilation = (data.draw(st.integers(1, 2)), data.draw(st.integers(1, 2)))
@@ -259,7 +259,30 @@ def test_compiles_to_one_graph_and_is_exported() -> None:
         exported = torch.export.export(model, (X,))
         torch.testing.assert_close(exported.module()(X), model(X))
     targets = {str(node.target) for node in exported.graph.nodes}
-    assert {"dwindle.binary_conv2d.default", "dwindle.binary_linear.default"} <= targets
+    assert {"dwindle.binary_conv2d_direct.default", "dwindle.binary_linear.default"} <= targets
+
+
+def test_many_channels_are_packed_together_and_few_are_added() -> None:
+    for channels, name in ((64, "binary_conv2d"), (8, "binary_conv2d_direct")):
+        layer = PackedBinaryConv2d(
+            signs_of(3, channels, 3, 3), torch.ones(3), None, torch.zeros(channels), padding=(1, 1, 1, 1)
+        )
+        x = inputs(2, channels, 6, 6)
+        with torch.no_grad():
+            exported = torch.export.export(layer, (x,))
+            assert torch.equal(torch.compile(layer, fullgraph=True, backend="aot_eager")(x), layer(x))
+        targets = {str(node.target) for node in exported.graph.nodes}
+        assert f"dwindle.{name}.default" in targets
+        assert torch.equal(exported.module()(x), layer(x))
+
+
+def test_depthwise_layers_keep_one_bit_for_each_number() -> None:
+    signs = signs_of(40, 1, 5, 5)
+    layer = PackedBinaryConv2d(signs, torch.ones(40), None, torch.zeros(40), groups=40)
+    assert layer.bits.shape == (40, 1)
+    assert torch.equal(layer.signs(), signs)
+    with pytest.raises(ConfigError, match="too small"):
+        layer(torch.zeros(1, 40, 4, 9))
 
 
 def test_a_wrong_kernel_is_found_and_nothing_is_changed(monkeypatch: pytest.MonkeyPatch) -> None:

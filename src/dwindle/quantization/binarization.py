@@ -91,6 +91,7 @@ class BinaryQuantizer:
         self.simulators: dict[Target, BinaryQuantizerBase] = {}
         self.steps = 0
         self._optimizer: torch.optim.Optimizer | None = None
+        self._restart = True
         self._rates: list[float] | None = None
 
     # The contract of a compressor.
@@ -128,6 +129,7 @@ class BinaryQuantizer:
         if self.steps == max(self.stages.activations, 1):
             self._warn_of_constant_signs()
         self._move()
+        self._begin_anew()
 
     def loss(self) -> float:
         """Nothing is added to the loss."""
@@ -175,12 +177,19 @@ class BinaryQuantizer:
 
     # More.
 
-    def follow(self, optimizer: torch.optim.Optimizer) -> None:
-        """Let stage four act on an optimizer: its learning rates fall, its weight decay ends.
+    def follow(self, optimizer: torch.optim.Optimizer, restart: bool = True) -> None:
+        """Let the stages act on an optimizer.
 
-        Call it after ``run.add_parameters_to(optimizer)``, and use no other scheduler in that stage.
+        At the beginning of stages two and three its momentum and mean squares begin anew: gradients are of another
+        size from there on, and Adam would go on with steps for the old ones for a thousand steps. In stage four its
+        learning rates fall, and its weight decay ends. Call it after ``run.add_parameters_to(optimizer)``, and use no
+        other scheduler in stage four.
+
+        Args:
+            optimizer: Of the run.
+            restart: Whether it begins anew.
         """
-        self._optimizer = optimizer
+        self._optimizer, self._restart = optimizer, restart
 
     def withdraw(self) -> nn.Module:
         """Take the quantizers off again; the weights stay as the optimizer has them."""
@@ -288,6 +297,12 @@ class BinaryQuantizer:
         for target, simulator in self.simulators.items():
             if isinstance(simulator, BinaryWeight) and simulator.clips and simulator.started:
                 self._parameter(target).clamp_(-1, 1)
+
+    def _begin_anew(self) -> None:
+        """Let the optimizer forget what it knows of gradients, where a stage has just begun."""
+        begins = self.steps in (self.stages.activations, self.stages.weights)
+        if self._optimizer is not None and self._restart and begins:
+            self._optimizer.state.clear()
 
     def _govern(self) -> None:
         optimizer, decay = self._optimizer, self.stages.decay

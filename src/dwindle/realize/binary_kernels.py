@@ -5,7 +5,9 @@ and 1 (steps) use the same count: ``sum b w = (sum (2 b - 1) w + sum w) / 2``. E
 result is exact; one multiplication by the scale and one addition of the bias follow.
 
 Both kernels keep one dimension in the lanes of vector registers: output features of a linear layer, pixels of a
-convolution. Compiled by numba when first called, and kept on disk.
+convolution. Where few channels meet (depthwise convolutions), most of 64 places would stay empty: there pixels are
+added and subtracted as small integers, sixteen or more at a time. Compiled by numba when first called, and kept on
+disk.
 """
 
 from __future__ import annotations
@@ -17,7 +19,7 @@ from llvmlite import ir
 from numba import njit, types
 from numba.extending import intrinsic
 
-__all__ = ["conv_product", "linear_product", "pack_planes", "pack_rows", "unfold"]
+__all__ = ["conv_direct", "conv_product", "linear_product", "pack_planes", "pack_rows", "unfold"]
 
 WORD = 64
 """Signs in one packed number."""
@@ -192,3 +194,86 @@ def linear_product(rows, lanes, offset, scale, bias, out):  # type: ignore[no-un
             for lane in range(end - begin):
                 target[lane] = offset[begin + lane] - np.int32(2) * np.int32(counts[lane])
                 target[lane] = target[lane] * scale[begin + lane] + bias[begin + lane]
+
+
+@njit(cache=True, nogil=True)
+def _spread(x, limit, reaches, low, high, row_map, column_map, left, plane):  # type: ignore[no-untyped-def]
+    """Make one channel ``x [H, W]`` two-valued, inside of a padded ``plane`` int16 ``[PH * PW]`` whose rest is zero.
+
+    ``row_map [PH]`` and ``column_map [PW]`` hold source positions, -1 where the plane stays as it is.
+    """
+    width, wide = x.shape[1], len(column_map)
+    for row in range(len(row_map)):
+        source, begin = row_map[row], row * wide + left
+        if source < 0:
+            continue
+        line, target = x[source], plane[begin : begin + width]  # slices: their indices need no check
+        if reaches:
+            for p in range(width):
+                target[p] = high if line[p] >= limit else low
+        else:
+            for p in range(width):
+                target[p] = high if line[p] > limit else low
+        for p in range(left):
+            if column_map[p] >= 0:
+                plane[begin - left + p] = target[column_map[p]]
+        for p in range(left + width, wide):
+            if column_map[p] >= 0:
+                plane[begin - left + p] = target[column_map[p]]
+
+
+@njit(cache=True, nogil=True)
+def _add_or_subtract(sums, source, adds):  # type: ignore[no-untyped-def]
+    """Add one tap's pixels to the sums, or take them away."""
+    if adds:
+        for p in range(len(sums)):
+            sums[p] += source[p]
+    else:
+        for p in range(len(sums)):
+            sums[p] -= source[p]
+
+
+@njit(cache=True, nogil=True)
+def conv_direct(  # type: ignore[no-untyped-def]
+    x, limits, reaches, low, high, maps, left, bits, shifts, steps, group_outputs, scale, bias, out
+):
+    """Few channels at each output: ``out[r, p] = sum(+-high or low) * scale[r] + bias[r]``.
+
+    Shapes: x ``[C, H, W]``, limits ``[C]``, maps: the source of each row and column of the padded image (-1 is a zero),
+    ``left`` columns are padding in front, bits ``[R, words]`` (taps before channels), shifts ``[taps]`` (where in the
+    padded image each tap reads, from the pixel on), steps (from one output to the next, down and across), scale and
+    bias ``[R]``, out ``[R, OH, OW]``. The channels are those of whole groups, with ``group_outputs`` outputs each.
+    """
+    row_map, column_map = maps
+    outputs, tall, wide = out.shape
+    each = x.shape[0] * group_outputs // max(outputs, 1)
+    down, across = steps[0] * len(column_map), steps[1]
+    length = (tall - 1) * down + (wide - 1) * across + 1
+    planes = np.zeros((each, len(row_map) * len(column_map)), np.int16)
+    sums = np.empty(length, np.int16)
+    for r in range(outputs):
+        base = r // group_outputs * each
+        if r % group_outputs == 0:
+            for i in range(each):
+                c = base + i
+                _spread(x[c], limits[c], reaches, low, high, row_map, column_map, left, planes[i])
+        sums[:] = np.int16(0)
+        k = 0
+        for tap in range(len(shifts)):
+            for i in range(each):
+                high_bit = (bits[r, k // WORD] >> np.uint64(k % WORD)) & np.uint64(1)
+                _add_or_subtract(
+                    sums, planes[i, shifts[tap] : shifts[tap] + length], high_bit == np.uint64(1)
+                )
+                k += 1
+        factor, shift = scale[r], bias[r]
+        for oy in range(tall):
+            target, line = out[r, oy], sums[oy * down :]
+            if across == 1:
+                for ox in range(wide):
+                    target[ox] = line[ox]
+                    target[ox] = target[ox] * factor + shift
+            else:
+                for ox in range(wide):
+                    target[ox] = line[ox * across]
+                    target[ox] = target[ox] * factor + shift

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from typing import Any
 
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError, FileFormatError
 from dwindle.realize import binary_operators as operators
+from dwindle.realize.binary_direct import adds_directly, binary_conv2d_direct
 
 __all__ = ["PackedBinaryConv2d", "PackedBinaryLayer", "PackedBinaryLinear", "from_description"]
 
@@ -198,9 +200,17 @@ class PackedBinaryConv2d(PackedBinaryLayer):
         taps = signs.permute(0, 2, 3, 1).reshape(self.out_channels, -1, each)
         tap_sums = taps.sum(2, dtype=torch.int32)
         terms = each * kernel[0] * kernel[1]
-        self._keep(_packed(taps).flatten(1), tap_sums.sum(1).int(), terms, scale, bias, threshold)
+        direct = self._direct
+        bits = _packed(taps.flatten(1)) if direct else _packed(taps).flatten(1)
+        self._keep(bits, tap_sums.sum(1).int(), terms, scale, bias, threshold)
         # Padded taps are packed as -1: for signs that is taken back, for steps 0 is what they mean.
-        self.register_buffer("tap_sums", torch.zeros_like(tap_sums) if steps else tap_sums)
+        tap_sums = torch.zeros_like(tap_sums) if steps else tap_sums
+        self.register_buffer("tap_sums", tap_sums[:, :0] if direct else tap_sums)
+
+    @property
+    def _direct(self) -> bool:
+        """Whether few channels meet at an output."""
+        return adds_directly(self.in_channels // self.groups, self.kernel_size[0] * self.kernel_size[1])
 
     def forward(self, x: Tensor) -> Tensor:
         """Return the outputs for ``x`` of shape ``[N, in, H, W]`` or ``[in, H, W]``, in its dtype.
@@ -212,15 +222,8 @@ class PackedBinaryConv2d(PackedBinaryLayer):
             raise ConfigError(f"this layer takes images of {self.in_channels} channels, not {list(x.shape)}")
         ready = self._ready(x)
         scale, bias, threshold = self._numbers(ready.dtype)
-        out = operators.binary_conv2d(
-            ready if x.dim() == 4 else ready[None],
-            self.bits,
-            self.offset,
-            self.tap_sums,
-            scale,
-            bias,
-            threshold,
-            self.reaches,
+        images = ready if x.dim() == 4 else ready[None]
+        window: tuple[Any, ...] = (
             self.groups,
             list(self.kernel_size),
             list(self.stride),
@@ -228,13 +231,22 @@ class PackedBinaryConv2d(PackedBinaryLayer):
             list(self.padding),
             self.padding_mode,
         )
+        rest = (scale, bias, threshold, self.reaches)
+        if self._direct:
+            out = binary_conv2d_direct(images, self.bits, *rest, self.steps, *window)
+        else:
+            out = operators.binary_conv2d(images, self.bits, self.offset, self.tap_sums, *rest, *window)
         out = out if x.dim() == 4 else out[0]
         return out if out.dtype == x.dtype else out.to(x.dtype)
 
     def signs(self) -> Tensor:
         """Return the weight's signs, int8 ``[out, in / groups, kernel height, kernel width]``."""
         each = self.in_channels // self.groups
-        taps = _unpacked(self.bits.reshape(self.out_channels, *self.kernel_size, -1), each)
+        shape = (self.out_channels, *self.kernel_size, each)
+        if self._direct:
+            taps = _unpacked(self.bits, math.prod(shape[1:])).reshape(shape)
+        else:
+            taps = _unpacked(self.bits.reshape(*shape[:3], -1), each)
         return taps.permute(0, 3, 1, 2)
 
     def description(self) -> dict[str, Any]:

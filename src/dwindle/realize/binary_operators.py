@@ -19,7 +19,16 @@ from torch import Tensor
 from dwindle.config.errors import ConfigError
 from dwindle.realize.binary_geometry import Window, geometry
 
-__all__ = ["binary_conv2d", "binary_linear", "kernels", "output_size"]
+__all__ = [
+    "array",
+    "binary_conv2d",
+    "binary_linear",
+    "kernels",
+    "library",
+    "output_size",
+    "share",
+    "window_of",
+]
 
 _WORTH_SHARING = 2_000_000
 """Packed words times rows from which on a product is shared between threads (about a millisecond)."""
@@ -41,12 +50,12 @@ def kernels() -> ModuleType:
         raise ConfigError("packed binary layers need numba: pip install 'dwindle[binary]'") from error
 
 
-_library = torch.library.Library("dwindle", "FRAGMENT")
-_library.define(
+library = torch.library.Library("dwindle", "FRAGMENT")
+library.define(
     "binary_linear(Tensor x, Tensor bits, Tensor offset, Tensor scale, Tensor bias, Tensor threshold, bool reaches) "
     "-> Tensor"
 )
-_library.define(
+library.define(
     "binary_conv2d(Tensor x, Tensor bits, Tensor offset, Tensor tap_sums, Tensor scale, Tensor bias, Tensor threshold, "
     "bool reaches, int groups, int[] kernel, int[] stride, int[] dilation, int[] padding, str mode) -> Tensor"
 )
@@ -68,16 +77,16 @@ def _linear(
     """
     own = kernels()
     rows = np.empty((x.shape[0], bits.shape[0]), np.uint64)
-    own.pack_rows(_array(x), _array(threshold), reaches, rows)
-    lanes = _array(bits).view(np.uint64)
+    own.pack_rows(array(x), array(threshold), reaches, rows)
+    lanes = array(bits).view(np.uint64)
     out = torch.empty((x.shape[0], bits.shape[1]), dtype=x.dtype)
-    rest = (_array(offset), _array(scale), _array(bias))
+    rest = (array(offset), array(scale), array(bias))
     target = out.numpy()
 
     def part(begin: int, end: int) -> None:
         own.linear_product(rows[begin:end], lanes, *rest, target[begin:end])
 
-    _share(part, len(rows), rows.size * lanes.shape[1])
+    share(part, len(rows), rows.size * lanes.shape[1])
     return out
 
 
@@ -123,16 +132,16 @@ def _conv2d(
     """
     own = kernels()
     count, channels, height, width = x.shape
-    lies = geometry(height, width, _window(kernel, stride, dilation, padding, mode))
+    lies = geometry(height, width, window_of(kernel, stride, dilation, padding, mode))
     tall, wide = lies.size
     taps, outputs = kernel[0] * kernel[1], bits.shape[0]
     words = bits.shape[1] // taps
-    edge_sums = _array(tap_sums) @ lies.absent.T.astype(np.int32)
-    rest = (_array(offset), _array(scale), _array(bias))
+    edge_sums = array(tap_sums) @ lies.absent.T.astype(np.int32)
+    rest = (array(offset), array(scale), array(bias))
     images, limits, weights = (
-        _array(x).reshape(count, channels, height * width),
-        _array(threshold),
-        _array(bits).view(np.uint64),
+        array(x).reshape(count, channels, height * width),
+        array(threshold),
+        array(bits).view(np.uint64),
     )
     planes = np.empty((groups * words, height * width), np.uint64)
     lanes = np.empty((taps * words, tall * wide), np.uint64)
@@ -157,7 +166,7 @@ def _conv2d(
                     target[image, own_rows],
                 )
 
-            _share(part, each, lanes.size * each)
+            share(part, each, lanes.size * each)
     return out
 
 
@@ -177,14 +186,14 @@ def _conv2d_shape(
     padding: list[int],
     mode: str,
 ) -> Tensor:
-    window = _window(kernel, stride, dilation, padding, mode)
+    window = window_of(kernel, stride, dilation, padding, mode)
     return x.new_empty((x.shape[0], bits.shape[0], *output_size(x.shape[2], x.shape[3], window)))
 
 
-_library.impl("binary_linear", _linear, "CPU")
-_library.impl("binary_conv2d", _conv2d, "CPU")
-torch.library.register_fake("dwindle::binary_linear", _linear_shape, lib=_library)
-torch.library.register_fake("dwindle::binary_conv2d", _conv2d_shape, lib=_library)
+library.impl("binary_linear", _linear, "CPU")
+library.impl("binary_conv2d", _conv2d, "CPU")
+torch.library.register_fake("dwindle::binary_linear", _linear_shape, lib=library)
+torch.library.register_fake("dwindle::binary_conv2d", _conv2d_shape, lib=library)
 
 #: See ``_linear`` for the arguments.
 binary_linear = torch.ops.dwindle.binary_linear.default
@@ -202,9 +211,10 @@ def output_size(height: int, width: int, window: Window) -> tuple[int, int]:
     )
 
 
-def _window(
+def window_of(
     kernel: list[int], stride: list[int], dilation: list[int], padding: list[int], mode: str
 ) -> Window:
+    """Return the window of an operator's arguments."""
     top, bottom, left, right = padding
     return Window(
         (kernel[0], kernel[1]),
@@ -215,13 +225,14 @@ def _window(
     )
 
 
-def _array(tensor: Tensor) -> np.ndarray:
+def array(tensor: Tensor) -> np.ndarray:
+    """Return a tensor's numbers for the kernels, lying together."""
     own = tensor.detach() if tensor.requires_grad else tensor
     result: np.ndarray = own.contiguous().numpy()
     return result
 
 
-def _share(part: Callable[[int, int], None], rows: int, work: int) -> None:
+def share(part: Callable[[int, int], None], rows: int, work: int) -> None:
     """Run ``part(begin, end)`` over all rows, in as many threads as torch uses when it is worth it."""
     threads = min(torch.get_num_threads(), rows)
     if threads < 2 or work < _WORTH_SHARING:
