@@ -12,6 +12,7 @@ from dwindle.config.errors import require
 from dwindle.report import wording
 from dwindle.report.journey import journey_plot
 from dwindle.report.notes import notes_of, runtime_names
+from dwindle.report.quantization_page import quantization_section
 from dwindle.report.summary import Figure, Row, RunSummary
 from dwindle.report.views import latency_views, layer_views, parity_views, proof_views
 
@@ -69,8 +70,18 @@ def render_page(summary: RunSummary, title: str | None = None) -> str:
         layers=layer_views(summary),
         proofs=proof_views(summary),
         parity=parity_views(summary),
+        quantized=quantization_sections(summary),
         notes=notes_of(summary),
     )
+
+
+def quantization_sections(summary: RunSummary) -> list[tuple[str, str]]:
+    """Return the label and the HTML of each stage that quantized, for the first seed."""
+    return [
+        (record["label"], quantization_section(record["result"]["quantization"]))
+        for record in summary.seeds[0].stages
+        if record["result"].get("quantization")
+    ]
 
 
 @dataclass(frozen=True)
