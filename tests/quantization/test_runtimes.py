@@ -151,10 +151,25 @@ def encoder():
     return Encoder().eval(), torch.randint(0, 50, (8, 6))
 
 
-_NORM_INTO_MEAN = pytest.mark.xfail(
-    strict=True,
-    reason="OpenVINO deviates (13 dB) when smoothing folds into the last norm; cause not found yet",
-)
+def test_a_mean_behind_a_norm_is_quantized_rightly(tmp_path):
+    """OpenVINO moves a norm's weights through a mean into the quantizer, and once computed that wrongly (13 dB)."""
+
+    class Pooled(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.layer, self.norm, self.head = nn.Linear(16, 16), nn.LayerNorm(16), nn.Linear(16, 5)
+
+        def forward(self, x):
+            return self.head(self.norm(x + torch.tanh(self.layer(x))).mean(1))
+
+    torch.manual_seed(0)
+    model, x = Pooled().eval(), torch.randn(8, 6, 16)
+    nn.init.uniform_(model.norm.weight, 0.1, 2.0)
+    nn.init.uniform_(model.norm.bias, -1.0, 1.0)
+    quantized = quantize(model, [x])
+    path = export_qdq(quantized, tmp_path / "pooled.onnx", x)
+    for run in (in_onnxruntime(path), in_openvino(path)):
+        assert parity(quantized, run, [x, x[:3]]).sqnr_db > 45
 
 
 @pytest.mark.parametrize(
@@ -163,7 +178,7 @@ _NORM_INTO_MEAN = pytest.mark.xfail(
         (residual, in_onnxruntime),
         (residual, in_openvino),
         (encoder, in_onnxruntime),
-        pytest.param(encoder, in_openvino, marks=_NORM_INTO_MEAN),
+        (encoder, in_openvino),
     ],
 )
 def test_rescaled_and_learned_models_run_as_they_simulate(tmp_path, make, runtime):

@@ -25,6 +25,7 @@ from dwindle.config.errors import ExportError, require
 from dwindle.export.capture import capture, structure_of
 from dwindle.export.onnx_file import OPSET, write_onnx
 from dwindle.export.qdq_graph import GraphEditor, StoredWeight
+from dwindle.export.qdq_merge import merge_equal
 from dwindle.export.qdq_simplify import Simplifier
 from dwindle.graph.modes import in_mode
 from dwindle.measure.structure import example_call
@@ -212,3 +213,4 @@ def _insert(proto: Any, model: nn.Module, weights: Mapping[CallKey, IntegerWeigh
         elif weight.bias is not None:
             editor.quantize_bias(node, f"{place.name}_bias", weight.bias, weight.bias_scale)
     editor.finish(NODE_DOMAIN)
+    merge_equal(proto)

@@ -14,6 +14,7 @@ from torch import Tensor, nn
 from dwindle.config.errors import ConfigError
 from dwindle.quantization.calls import CallKey, replace_at, run_with
 from dwindle.quantization.folding import apply_folds
+from dwindle.quantization.outliers import install_factor, installed_factors
 from dwindle.quantization.simulation import (
     BUFFERS,
     PlacedMode,
@@ -132,6 +133,8 @@ def twins(model: nn.Module, quantized: nn.Module) -> tuple[nn.Module, nn.Module]
     plain = copy.deepcopy(model).eval()
     try:
         apply_folds(plain, simulation.folds)
+        for name, factor in installed_factors(quantized).items():
+            install_factor(plain.get_submodule(name), factor.clone())
         changed = copy.deepcopy(plain)
         changed.load_state_dict({k: v for k, v in quantized.state_dict().items() if k not in BUFFERS})
         with torch.no_grad():

@@ -12,6 +12,7 @@ from dwindle.config.errors import FileFormatError
 from dwindle.quantization.calls import CallKey, Position
 from dwindle.quantization.folding import Fold, prepare_structure
 from dwindle.quantization.numbers import NumberFormat
+from dwindle.quantization.outliers import installed_factors, prepare_factors
 from dwindle.quantization.placement import Placement, WeightPlace
 from dwindle.quantization.simulation import Simulation, WeightSlot, attach, simulation_of
 
@@ -33,6 +34,7 @@ def plan_of(model: nn.Module) -> dict[str, Any]:
         ],
         "weights": [[list(key), _slot_to_json(slot)] for key, slot in simulation.slots.items()],
         "folds": [[fold.layer, fold.normalization, list(fold.call)] for fold in simulation.folds],
+        "divided": list(installed_factors(model)),
     }
 
 
@@ -52,6 +54,7 @@ def apply_plan(model: nn.Module, plan: dict[str, Any]) -> nn.Module:
     try:
         placement, slots, folds = _read(plan)
         prepare_structure(model, folds)
+        prepare_factors(model, plan.get("divided", []))
     except (KeyError, TypeError, ValueError, AttributeError) as error:
         raise FileFormatError(f"the quantization plan does not fit: {error}") from error
     count, packed = len(placement.names), sum(slot.length for slot in slots.values())

@@ -77,6 +77,9 @@ ROUNDINGS: dict[str, Reconstruction] = {
 }
 """Learned roundings by name."""
 
+COMPENSATION = "gptq"
+"""The rounding that is not learned but computed (:mod:`dwindle.quantization.compensation`)."""
+
 
 @dataclass(frozen=True)
 class BlockResult:
@@ -95,16 +98,18 @@ class BlockResult:
     learned: float
 
 
-def get_reconstruction(rounding: str | Reconstruction) -> Reconstruction:
-    """Return the settings of a learned rounding by name.
+def get_rounding(rounding: str | Reconstruction) -> str | Reconstruction | None:
+    """Return the settings of a learned rounding by name, the name of the one that is computed, or None for nearest.
 
     Raises:
         ConfigError: The name is not known.
     """
     if isinstance(rounding, Reconstruction):
         return rounding
+    if rounding in ("nearest", COMPENSATION):
+        return None if rounding == "nearest" else COMPENSATION
     if rounding not in ROUNDINGS:
-        known = ", ".join(["nearest", *ROUNDINGS])
+        known = ", ".join(["nearest", COMPENSATION, *ROUNDINGS])
         raise ConfigError(f"rounding {rounding!r} is not known: {known}{did_you_mean(rounding, ROUNDINGS)}")
     return ROUNDINGS[rounding]
 

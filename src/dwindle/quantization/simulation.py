@@ -21,6 +21,7 @@ from dwindle.quantization.folding import Fold
 from dwindle.quantization.levels import fake_quantize
 from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.observers import Observer
+from dwindle.quantization.padding import real_tokens
 from dwindle.quantization.placement import Placement, WeightPlace
 
 ATTRIBUTE = "_dwindle_quantization"
@@ -196,11 +197,11 @@ def _placeholder(kind: str, value: Tensor, attributes: dict[str, Any]) -> Tensor
 
 
 class ObservingMode(PlacedMode):
-    """Shows every activation to its observer; values stay as they are."""
+    """Shows every activation to its observer, without padding; values stay as they are."""
 
-    def __init__(self, simulation: Simulation, observers: list[Observer]) -> None:
+    def __init__(self, simulation: Simulation, observers: list[Observer], real: Tensor | None = None) -> None:
         super().__init__(simulation)
-        self.observers = observers
+        self.observers, self.real = observers, real
 
     def activation(self, value: Tensor, quantizer: int) -> Tensor:
         """Show the value to the quantizer's observer.
@@ -211,7 +212,7 @@ class ObservingMode(PlacedMode):
         if bool(torch.isnan(value).any()):
             name = self.simulation.placement.names[quantizer]
             raise ConfigError(f"the calibration data make NaN at {name}; no range can be told from that")
-        self.observers[quantizer].update(value)
+        self.observers[quantizer].update(real_tokens(value, self.real))
         return value
 
 
