@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import sys
 from collections.abc import Iterator, Mapping
 from typing import Any
 
@@ -14,7 +15,7 @@ from dwindle.quantization.aware_training.bank import TrainedQuantizers, attach_b
 from dwindle.quantization.aware_training.conversion import finish_training
 from dwindle.quantization.aware_training.placing import Bits, TrainingPlaces, find_places
 from dwindle.quantization.aware_training.stages import QuantizationStages
-from dwindle.quantization.aware_training.starting import start_all, start_watched
+from dwindle.quantization.aware_training.starting import share_state, start_all, start_watched
 from dwindle.quantization.calls import CallKey, without_nan
 from dwindle.quantization.folding import is_transposed
 from dwindle.quantization.operators import Backend
@@ -158,10 +159,12 @@ class TrainingQuantizer:
         return {"weight_decay": 0.0}
 
     def detach(self) -> None:
-        """End the run. The quantizers stay, as they are what was trained."""
+        """End the run. The quantizers stay, as they are what was trained; all processes take the first one's ranges."""
         bank = bank_of(self.model)
         if bank is not None:
             bank.watches = False
+            if sys.exc_info()[0] is None:
+                share_state(bank)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on; the quantizers' own state is in the model's."""
