@@ -1,4 +1,4 @@
-"""Search: which ratio each coupled axis of a model gets, by trials under a budget.
+"""Search: which ratio each coupled axis of a model gets, or how many bits each layer, by trials under a budget.
 
 One trial interface (:class:`Problem`, :func:`run_search`), and on it the searches of the literature. The package is
 made so that its trials can be sent to other processes: a proposal is a list of counts, a trial is plain data.
@@ -8,6 +8,8 @@ from dwindle.search.affine_ranking import LeGR
 from dwindle.search.amc import AMC
 from dwindle.search.annealing import SimulatedAnnealing
 from dwindle.search.auto_compress import AutoCompress
+from dwindle.search.auto_q import AutoQ, search_bits
+from dwindle.search.bit_problem import BitProblem
 from dwindle.search.ddpg import AgentOptions
 from dwindle.search.netadapt import NetAdapt
 from dwindle.search.problem import Problem
@@ -23,6 +25,8 @@ __all__ = [
     "AgentOptions",
     "Algorithm",
     "AutoCompress",
+    "AutoQ",
+    "BitProblem",
     "LeGR",
     "NetAdapt",
     "Outcome",
@@ -37,5 +41,6 @@ __all__ = [
     "TrialStore",
     "Variable",
     "run_search",
+    "search_bits",
     "sensitivity_curves",
 ]

@@ -14,7 +14,6 @@ from dataclasses import dataclass
 from dwindle.config.errors import ConfigError
 from dwindle.search.problem import Problem
 from dwindle.search.running import Outcome, Proposal, Proposals, Search, best_of
-from dwindle.search.space import Space
 from dwindle.search.trial import Trial
 
 __all__ = ["SimulatedAnnealing", "acceptance", "first_ratios", "perturbed"]
@@ -102,9 +101,9 @@ class SimulatedAnnealing:
         largest = {variable.name: variable.largest_ratio for variable in space.variables}
         unit = abs(search.baseline.score) / 100 or 1.0
         trials: list[Trial] = []
-        counts = space.fit(
-            first_ratios(_weights(space), largest, chance), problem.cost.predicted, problem.limit
-        )
+        extents = {own.name: own.extent for own in space.variables}
+        wanted = first_ratios(extents, largest, chance)
+        counts = space.fit(wanted, problem.cost.predicted, problem.limit)
         trials += yield [Proposal(problem, counts)]
         current, ratios = trials[0], space.ratios(counts)
         for temperature in self.temperatures():
@@ -117,8 +116,3 @@ class SimulatedAnnealing:
             if trial.error is None and luck < acceptance((current.score - trial.score) / unit, temperature):
                 current, ratios = trial, space.ratios(counts)
         return Outcome(best_of(trials, problem))
-
-
-def _weights(space: Space) -> dict[str, int]:
-    """Number of places that each variable has in the model's tensors, times its size."""
-    return {variable.name: variable.size * len(variable.info.parameter_dims) for variable in space.variables}

@@ -49,6 +49,11 @@ class Variable:
         """The largest share that may go."""
         return 1 - self.least / self.size
 
+    @property
+    def extent(self) -> int:
+        """Number of places that it has in the model's tensors, times its size."""
+        return self.size * len(self.info.parameter_dims)
+
     def count_at(self, ratio: float) -> int:
         """Number of indices that stay at a ratio (halves are rounded up), within the bounds."""
         return max(self.least, min(self.size, int(self.size * (1 - ratio) + 0.5)))

@@ -15,7 +15,7 @@ from dwindle.quantization.mixed_precision.allocation import Assignment
 from dwindle.quantization.mixed_precision.layers import Address, Layer, Structure, examine, with_bits
 from dwindle.quantization.mixed_precision.pareto import Frontier, assignment_of, frontier_of
 from dwindle.quantization.mixed_precision.perturbation import Errors, activation_errors, weight_errors
-from dwindle.quantization.mixed_precision.policies import Posed, check_policy, pose
+from dwindle.quantization.mixed_precision.policies import Posed, check_policy, pose, pose_without_harm
 from dwindle.quantization.mixed_precision.result import LayerBits, MixedPrecision
 from dwindle.quantization.mixed_precision.sensitivity import Loss, Options, Traces, kept_batches, traces
 from dwindle.quantization.numbers import NumberFormat
@@ -90,7 +90,11 @@ def choose_bits(
         DwindleError: The loss or its curvature is not finite.
         MissingDependencyError: ``solver="integer"`` without scipy.
     """
-    numbers = _checked(bits, solver)
+    if solver not in SOLVERS:
+        raise ConfigError(
+            f"solver {solver!r} is not one of {', '.join(SOLVERS)}{did_you_mean(solver, SOLVERS)}"
+        )
+    numbers = checked_bits(bits)
     check_policy(activations)
     check_weight_range(weight_range)
     make = partial(make_observer, observer)
@@ -98,14 +102,10 @@ def choose_bits(
     options = Options(loss, probes, tolerance, seed)
     batches = kept_batches(model, data, options, max_batches, adapt)
     structure = examine(
-        model, _example(model, example_inputs, batches), config_list, backend, _default(activations)
+        model, _example(model, example_inputs, batches), config_list, backend, default_levels(activations)
     )
-    nothing: Errors = [
-        dict.fromkeys(numbers if own.is_free else (own.bits,), 0.0) for own in structure.layers
-    ]
-    none_read: Errors = [dict.fromkeys(numbers, 0.0) for _ in structure.activations]
     # What cannot be reached shows before the work is done.
-    pose(structure, numbers, activations, cost, nothing, none_read).problem.limit(ratio)
+    pose_without_harm(structure, numbers, activations, cost).problem.limit(ratio)
 
     found = traces(structure, batches, options, activations == "sensitive")
     rounding = weight_errors(structure, batches[0], numbers, weight_range == "mse")
@@ -115,7 +115,7 @@ def choose_bits(
         read_harms = _harms(found.activations.tolist(), activation_errors(structure, batches, numbers, make))
     posed = pose(structure, numbers, activations, cost, harms, read_harms)
     assignment, frontier = _solve(posed, posed.problem.limit(ratio), solver)
-    return _result(posed, assignment, config_list, found, rounding, frontier)
+    return result_of(posed, assignment, config_list, found, rounding, frontier)
 
 
 def manual_bits(
@@ -149,11 +149,12 @@ def manual_bits(
     return MixedPrecision(layers, entries)
 
 
-def _checked(bits: Sequence[int], solver: str) -> tuple[int, ...]:
-    if solver not in SOLVERS:
-        raise ConfigError(
-            f"solver {solver!r} is not one of {', '.join(SOLVERS)}{did_you_mean(solver, SOLVERS)}"
-        )
+def checked_bits(bits: Sequence[int]) -> tuple[int, ...]:
+    """Return the numbers of bits that may be chosen, in order.
+
+    Raises:
+        ConfigError: There are none, or one is not from 2 to 8.
+    """
     numbers = tuple(sorted(set(bits)))
     if not numbers:
         raise ConfigError("bits: there is nothing to choose from")
@@ -163,7 +164,8 @@ def _checked(bits: Sequence[int], solver: str) -> tuple[int, ...]:
     return numbers
 
 
-def _default(activations: str | int) -> NumberFormat:
+def default_levels(activations: str | int) -> NumberFormat:
+    """Return the levels of activations that nothing else decides about."""
     form = PRESETS["int8"].activation
     return with_bits(form, activations) if isinstance(activations, int) else form
 
@@ -189,7 +191,7 @@ def _solve(posed: Posed, limit: int, solver: str) -> tuple[Assignment, Frontier 
     return assignment_of(posed.problem, frontier.bits(frontier.best_within(limit))), frontier
 
 
-def _result(
+def result_of(
     posed: Posed,
     assignment: Assignment,
     config_list: list[dict[str, Any]] | None,
@@ -197,6 +199,16 @@ def _result(
     rounding: Errors | None = None,
     frontier: Frontier | None = None,
 ) -> MixedPrecision:
+    """Return what an assignment means for a model.
+
+    Args:
+        posed: The problem of the model.
+        assignment: The bits.
+        config_list: What the user said besides.
+        found: The traces, where they were estimated.
+        rounding: Errors of weights, where they are known.
+        frontier: All choices that nothing beats, where they are known.
+    """
     structure, problem = posed.structure, posed.problem
     weights, reads = posed.layer_bits(assignment), posed.activation_bits(assignment)
     points: tuple[tuple[float, float], ...] = ()
@@ -307,4 +319,4 @@ def _fits(layer: Layer, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-__all__ = ["choose_bits", "manual_bits"]
+__all__ = ["checked_bits", "choose_bits", "default_levels", "manual_bits", "result_of"]

@@ -106,6 +106,24 @@ def pose(
     return Posed(Allocation(tuple(weights), activations, terms, cost), tuple(layer_of), policy, structure)
 
 
+def pose_without_harm(structure: Structure, bits: Sequence[int], policy: str | int, cost: str) -> Posed:
+    """Return the problem of a model of which only the cost is known: for a search, or to see what can be reached.
+
+    Args:
+        structure: The model.
+        bits: What may be chosen.
+        policy: How activations get their bits; ``sensitive`` makes them variables of their own.
+        cost: ``bit_operations`` or ``size``.
+
+    Raises:
+        ConfigError: As in :func:`pose`.
+    """
+    weights: Errors = [dict.fromkeys(bits if own.is_free else (own.bits,), 0.0) for own in structure.layers]
+    return pose(
+        structure, bits, policy, cost, weights, [dict.fromkeys(bits, 0.0) for _ in structure.activations]
+    )
+
+
 def _units(structure: Structure, policy: str | int) -> list[list[int]]:
     """Return the places of the layers that share their bits."""
     unions = Unions()
@@ -146,4 +164,4 @@ def _term(structure: Structure, layer: Layer, variable: int) -> Term:
     return Term(variable, macs, layer.size)
 
 
-__all__ = ["POLICIES", "Posed", "check_policy", "pose", "readers"]
+__all__ = ["POLICIES", "Posed", "check_policy", "pose", "pose_without_harm", "readers"]
