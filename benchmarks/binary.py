@@ -245,7 +245,7 @@ def networks(rows: list[dict[str, Any]], task: str, methods: list[str], seeds: i
     for seed in range(seeds):
         for method in methods:
             for how in ("float", "once", "four"):
-                key = {
+                key: dict[str, Any] = {
                     "task": task,
                     "method": method,
                     "stages": how,

@@ -13,10 +13,12 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 import dwindle as dw
+from dwindle.config import Target
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.quantization.weight_only import packed_weights, quantize_weights, weight_rows
 from dwindle.quantization.weight_only.statistics import input_sums
 from dwindle.quantization.weight_only.structure import readings
+from dwindle.simulate import attach_mask
 from dwindle.simulate.attaching import detach
 
 WIDTH, INNER, WORDS = 64, 96, 50
@@ -140,6 +142,22 @@ def test_methods_with_data_lose_less(model: nn.Module, data: list[Tensor]) -> No
     for method in ("gptq", "awq"):
         small = quantize_weights(model, 3, 32, method, data=data)
         assert lost(model, small, data) < lost(model, rounded, data)
+
+
+@pytest.mark.parametrize("masked", [True, False])
+def test_gptq_keeps_zeros_of_masks(model: nn.Module, data: list[Tensor], masked: bool) -> None:
+    keep = torch.rand(WIDTH, INNER, generator=torch.Generator().manual_seed(3)) < 0.5
+    attach_mask(model, Target("down", "weight"), keep)
+    if not masked:  # what dw.realize leaves: plain zeros
+        detach(model)
+    pruned = copy.deepcopy(model)
+    small = quantize_weights(model, 3, 32, "gptq", data=data, keep_zeros=not masked)
+    assert bool((small.down.weight[~keep] == 0).all())
+    assert float((small.down.weight[keep] == 0).float().mean()) < 0.5
+    assert lost(pruned, small, data) < lost(pruned, quantize_weights(model, 3, 32, "rtn"), data)
+    if not masked:
+        moved = quantize_weights(model, 3, 32, "gptq", data=data)
+        assert not bool((moved.down.weight[~keep] == 0).all())
 
 
 def test_scales_of_awq_go_where_they_change_nothing(model: nn.Module, data: list[Tensor]) -> None:

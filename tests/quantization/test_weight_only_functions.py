@@ -110,9 +110,15 @@ def test_fitted_ranges_are_the_best_of_those_tried() -> None:
 
 
 def optimal_brain_quantization(
-    weight: np.ndarray, hessian: np.ndarray, form: GroupFormat, damping: float, act_order: bool
+    weight: np.ndarray,
+    hessian: np.ndarray,
+    form: GroupFormat,
+    damping: float,
+    act_order: bool,
+    zeros: np.ndarray | None = None,
 ) -> np.ndarray:
     """Quantize column by column with the inverse itself, shrunk after each column (equations 1 to 3 of the paper)."""
+    zeros = np.zeros(weight.shape, bool) if zeros is None else zeros
     rest, columns = weight.copy(), weight.shape[1]
     damped = hessian + damping * np.mean(np.diag(hessian)) * np.eye(columns)
     width = form.width(columns)
@@ -122,12 +128,12 @@ def optimal_brain_quantization(
     for column in order:
         group = column // width
         if group not in scales:
-            source = weight if act_order else rest
+            source = np.where(zeros, 0.0, weight if act_order else rest)
             part = torch.from_numpy(source[:, group * width : (group + 1) * width].copy())
             scales[group] = [own.numpy() for own in group_parameters(part, form)]
         scale, zero = scales[group]
         level = np.clip(np.round(rest[:, column] / scale) + zero, 0, form.highest)
-        result[:, column] = (level - zero) * scale
+        result[:, column] = np.where(zeros[:, column], 0.0, (level - zero) * scale)
         inverse = np.linalg.inv(damped[np.ix_(left, left)])
         place = left.index(column)
         error = (rest[:, column] - result[:, column]) / inverse[place, place]
@@ -148,6 +154,24 @@ def test_gptq_against_the_inverse_itself(group_size: int | None, stripe: int, ac
     assert np.allclose(found.numpy(), expected, atol=1e-9)
     assert float(levels.min()) >= 0
     assert float(levels.max()) <= 7
+
+
+@pytest.mark.parametrize("act_order", [False, True])
+@pytest.mark.parametrize(("group_size", "stripe"), [(4, 8), (None, 5)])
+def test_gptq_keeps_zeros_and_others_make_up_for_them(
+    group_size: int | None, stripe: int, act_order: bool
+) -> None:
+    weight, x = matrix(7, 16), inputs(60, 16)
+    zeros = torch.rand(7, 16, generator=torch.Generator().manual_seed(5)) < 0.5
+    weight[zeros] = 0.0
+    form, hessian = GroupFormat(3, group_size, False), x.t() @ x / len(x)
+    levels, scale, zero = gptq(weight, hessian, form, act_order=act_order, zeros=zeros, stripe=stripe)
+    found = merge(from_levels(split(levels, form), scale, zero), 16)
+    expected = optimal_brain_quantization(
+        weight.numpy(), hessian.numpy(), form, 0.01, act_order, zeros.numpy()
+    )
+    assert np.allclose(found.numpy(), expected, atol=1e-9)
+    assert bool((found[zeros] == 0).all())
 
 
 def test_gptq_loses_less_than_rounding() -> None:

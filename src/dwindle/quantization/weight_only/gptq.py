@@ -28,6 +28,7 @@ def gptq(
     damping: float = 0.01,
     act_order: bool = False,
     fit: bool = False,
+    zeros: Tensor | None = None,
     stripe: int = 128,
 ) -> tuple[Tensor, Tensor, Tensor]:
     """Return levels, scales and zero points whose product with the inputs is near that of the weights.
@@ -42,6 +43,8 @@ def gptq(
         damping: Share of the mean of the diagonal that is added to the diagonal.
         act_order: Round the columns with the largest inputs first.
         fit: Choose ranges of least squared error instead of the whole ones.
+        zeros: Bool, ``[rows, columns]``: entries that are zero and stay so, while later columns make up for the weight
+            that would have been there (the step that SparseGPT, arXiv:2301.00774, shares with GPTQ).
         stripe: Columns that are worked on before the later ones are brought up to date (changes nothing but speed).
 
     Returns:
@@ -64,6 +67,8 @@ def gptq(
         owners = order // width
     factor = inverse_factor(hessian, damping)
     state = _State(rest, factor, owners.tolist(), form)
+    if zeros is not None:
+        state.kept = zeros.t() if order is None else zeros.t()[order]
     if scale is not None and zero is not None:
         state.scale, state.zero = scale.t().contiguous(), zero.t().contiguous()
     for begin, end in _stripes(columns, width, stripe):
@@ -85,6 +90,7 @@ class _State:
         self.levels = torch.empty_like(rest)
         self.scale = rest.new_ones(form.count(len(rest)), rest.shape[1])
         self.zero = torch.zeros_like(self.scale)
+        self.kept: Tensor | None = None
 
     def settle(self, begin: int, end: int, find: object) -> None:
         """Round the columns of a stripe; ``find`` sets the scales where a group begins, None leaves them."""
@@ -95,11 +101,15 @@ class _State:
             place = begin + i
             group = self.owners[place]
             if callable(find) and place % width == 0:
-                values = self.rest[place : place + width].t().unsqueeze(1)
-                scale, zero = find(values, self.form)
+                values = self.rest[place : place + width]
+                if self.kept is not None:
+                    values = values.masked_fill(self.kept[place : place + width], 0.0)
+                scale, zero = find(values.t().unsqueeze(1), self.form)
                 self.scale[group], self.zero[group] = scale[:, 0], zero[:, 0]
             scale, zero = self.scale[group], self.zero[group]
             level = (column / scale).round_().add_(zero).clamp_(0, self.form.highest)
+            if self.kept is not None:
+                level = torch.where(self.kept[place], zero, level)
             self.levels[place] = level
             errors[i] = (column - (level - zero) * scale) / factor[i, i]
             part[i + 1 :].addr_(factor[i, i + 1 :], errors[i], alpha=-1)

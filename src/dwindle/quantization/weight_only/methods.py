@@ -32,18 +32,26 @@ class Method:
         act_order: GPTQ rounds the columns with the largest inputs first.
         damping: Of GPTQ.
         fit: Choose ranges of least squared error (with known inputs: of their mean squares times the error).
+        keep_zeros: Every weight that is exactly zero stays so, not only those of masks.
     """
 
     name: str = "gptq"
     act_order: bool = False
     damping: float = 0.01
     fit: bool = False
+    keep_zeros: bool = False
 
 
 Rounded = tuple[Tensor, Tensor, Tensor]
 
 
-def round_matrix(weight: Tensor, form: GroupFormat, method: Method, hessian: Tensor | None = None) -> Rounded:
+def round_matrix(
+    weight: Tensor,
+    form: GroupFormat,
+    method: Method,
+    hessian: Tensor | None = None,
+    zeros: Tensor | None = None,
+) -> Rounded:
     """Return levels ``[rows, columns]``, scales and zero points ``[rows, count]`` of a matrix.
 
     Args:
@@ -51,9 +59,18 @@ def round_matrix(weight: Tensor, form: GroupFormat, method: Method, hessian: Ten
         form: The levels.
         method: How.
         hessian: Mean of ``X' X`` of the inputs; None where nothing is known of them (GPTQ then is plain rounding).
+        zeros: Bool, ``[rows, columns]``: zeros that stay (all methods but GPTQ keep every zero anyway).
     """
     if method.name == "gptq" and hessian is not None:
-        return gptq(weight, hessian, form, damping=method.damping, act_order=method.act_order, fit=method.fit)
+        return gptq(
+            weight,
+            hessian,
+            form,
+            damping=method.damping,
+            act_order=method.act_order,
+            fit=method.fit,
+            zeros=zeros,
+        )
     if method.name == "hqq":
         return _in_whole_groups(weight, form, lambda groups: hqq(groups, form))
     if not method.fit:

@@ -65,6 +65,7 @@ def quantize_weights(
     act_order: bool = False,
     damping: float = 0.01,
     fit: bool = False,
+    keep_zeros: bool = False,
     memory: int = 1 << 30,
     in_place: bool = False,
 ) -> nn.Module:
@@ -92,6 +93,9 @@ def quantize_weights(
         act_order: For ``"gptq"``: columns of large inputs first.
         damping: For ``"gptq"``: share of the mean of the diagonal of ``X X'`` that is added to it.
         fit: Choose ranges of least squared error instead of whole ones; slower, better at 2 and 3 bits.
+        keep_zeros: For ``"gptq"``, which moves errors to weights that come later: leave those at zero that are exactly
+            zero, such as what ``dw.realize`` left of masks. Zeros of masks that are still on the model always stay,
+            and the other methods keep all zeros.
         memory: Bytes that the matrices ``X X'`` of one pass over the data may take; with less there are more passes,
             and later layers see the inputs that quantized layers give. No activation is kept.
         in_place: Change the model itself instead of a copy; after an error it is as it was.
@@ -114,7 +118,7 @@ def quantize_weights(
     forms = _chosen(model, config_list, GroupFormat(bits, group_size, symmetric))
     _check(model, forms)
     changed = model if in_place else copy.deepcopy(model)
-    how = Method(method, act_order, damping, fit)
+    how = Method(method, act_order, damping, fit, keep_zeros)
     work = _Work(changed, forms, how, keep=in_place)
     try:
         with torch.no_grad():
@@ -322,7 +326,9 @@ class _Work:
             own = hessian if factor is None else hessian * factor[:, None] * factor
         else:
             own = None
-        levels, scale, zero = round_matrix(wanted, form, self.method, own)
+        masked = simulator_of(self.model, Target(name, "weight"), "mask") is not None
+        zeros = wanted == 0 if masked or self.method.keep_zeros else None
+        levels, scale, zero = round_matrix(wanted, form, self.method, own, zeros)
         rows, columns = matrix.shape
         transposed = not isinstance(module, nn.Linear)  # Hugging Face's Conv1D holds [in, out]
         packed = PackedWeight(form, rows, columns, transposed=transposed, scaled_input=factor is not None)
