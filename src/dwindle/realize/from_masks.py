@@ -19,6 +19,7 @@ from dwindle.graph.counts import CountSolver
 from dwindle.graph.positions import kept_positions
 from dwindle.graph.trace import Trace
 from dwindle.quantization.quantizers.binary import BinaryQuantizerBase
+from dwindle.quantization.weight_only import PackedWeight
 from dwindle.realize.activation_masks import as_parameter_masks
 from dwindle.realize.carried_quantizers import carried_quantizers
 from dwindle.realize.constants import ConstantPropagation, Constants
@@ -58,12 +59,13 @@ def realize(
     channels that go are cut too.
 
     Raises:
-        ConfigError: ``masks`` names what the model lacks, or something in it is simulated as binary.
+        ConfigError: ``masks`` names what the model lacks, or something in it is quantized in a way that surgery
+            would take off (binary, packed weights, inputs and outputs).
         CaptureError: The model fails on the inputs.
         RealizeError: The small model was not proven equal; the model is left as it was.
     """
     inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
-    _refuse_binary(model)
+    _refuse_quantized(model)
     with carried_quantizers(model, optimizer) as carried:
         carried.result = _realize(
             model, inputs, dict(example_kwargs or {}), masks or {}, optimizer, verify, rewrite
@@ -163,12 +165,25 @@ def _choose(
     return _Choice(analysis, solver, constants, _kept(constants, solver))
 
 
-def _refuse_binary(model: nn.Module) -> None:
-    """Binary simulators do not survive surgery: without the signs of its inputs it would be another model."""
+def _refuse_quantized(model: nn.Module) -> None:
+    """Refuse what surgery would take off: without it, this would be another model, or no smaller one.
+
+    Raises:
+        ConfigError: Something is simulated as binary, stored in packed integers, or quantized at an input or output.
+    """
     for target, simulator in simulate.simulated_targets(model, "quantize").items():
         if isinstance(simulator, BinaryQuantizerBase):
             raise ConfigError(
                 f"{target} is simulated as binary: dw.pack_binary makes that real; cut the model before it is binarized"
+            )
+        if isinstance(simulator, PackedWeight):
+            raise ConfigError(
+                f"{target} is stored in packed integers, which cannot be cut: call dw.quantize_weights after dw.realize"
+            )
+        if not target.is_parameter:
+            raise ConfigError(
+                f"{target} is quantized by a {type(simulator).__name__}, which would be lost: cut the model before it "
+                "is quantized, or detach the simulator"
             )
 
 
