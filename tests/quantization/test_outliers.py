@@ -11,7 +11,13 @@ from torch import nn
 import dwindle as dw
 from dwindle.export.qdq import export_qdq
 from dwindle.quantization import NumberFormat, layer_errors, parity, quantize
-from dwindle.quantization.outliers import BUFFER, best_divisor, divided_error, installed_factors
+from dwindle.quantization.outliers import (
+    BUFFER,
+    WeightRounding,
+    best_divisor,
+    divided_error,
+    installed_factors,
+)
 from quantization.test_runtimes import in_onnxruntime, in_openvino
 
 UINT8 = NumberFormat.parse("uint8")
@@ -61,7 +67,7 @@ def test_error_is_that_of_the_formula():
     rows, weights = torch.randn(64, 6) * torch.tensor([1.0, 1, 1, 30, 1, 1]), torch.randn(5, 6)
     edges = rows.double().amin(0) * 1.1, rows.double().amax(0) * 0.9
     for divisor in (torch.ones(6).double(), torch.tensor([1.0, 1, 2, 11, 1, 1]).double()):
-        got = divided_error(rows, edges, weights, UINT8, divisor, 0.5)
+        got = divided_error(rows, edges, weights, UINT8, divisor, WeightRounding(0.5))
         numbers = (rows.double().numpy(), [edge.numpy() for edge in edges], weights.double().numpy())
         assert got == pytest.approx(reference_error(*numbers, divisor.numpy(), 0.5), rel=2e-2)
 

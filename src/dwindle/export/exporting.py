@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import tempfile
 import time
 from collections.abc import Mapping, Sequence
@@ -34,7 +35,9 @@ from dwindle.quantization.aware_training import finished
 
 FORMATS = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
 FLOAT_TOLERANCE = 1e-3
-QUANTIZED_TOLERANCE = 0.2
+LEAST_PARITY_DB = 30.0
+"""Signal to noise that an int8 file must keep to its simulation."""
+QUANTIZED_TOLERANCE = 10 ** (-LEAST_PARITY_DB / 20)
 
 
 @dataclass
@@ -49,6 +52,8 @@ class ExportResult:
         checked_in: The runtime in which the file was run and compared; None when that was switched off.
         max_difference: Largest absolute difference to torch's outputs (the simulation's, for int8).
         relative_difference: The same, divided by the largest magnitude of that output.
+        parity_db: Signal to noise between the simulation's outputs and the file's, of int8 models; None where they are
+            equal or the file was not run.
         checked_batches: The batch sizes it was compared at.
         dynamic_batch: Whether the file takes any batch size.
         quantized: Whether it is an int8 model.
@@ -63,6 +68,7 @@ class ExportResult:
     checked_in: str | None = None
     max_difference: float | None = None
     relative_difference: float | None = None
+    parity_db: float | None = None
     checked_batches: list[int] = field(default_factory=list)
     dynamic_batch: bool = False
     quantized: bool = False
@@ -80,6 +86,8 @@ class ExportResult:
             if self.checked_in is not None
             else "not run"
         )
+        if self.parity_db is not None:
+            checked += f" (parity {self.parity_db:.1f} dB)"
         batch = "any batch size" if self.dynamic_batch else "fixed batch size"
         return f"{self.path}: {self.bytes / 1e6:.2f} MB, {batch}, {checked}"
 
@@ -124,8 +132,8 @@ def export(
             model. Otherwise the inputs of these products are rounded to int8 in blocks.
         verify: Run the written file and compare.
         tolerance: Largest allowed difference, as a fraction of the largest magnitude of the output.
-            Default: 1e-3; for int8 0.2 of the root mean square, since single roundings may fall to the
-            other side.
+            Default: 1e-3. For int8, where single roundings may fall to the other side, the root mean square of
+            the difference as a fraction of that of the output; default: 0.0316, a parity of 30 dB.
 
     Raises:
         ConfigError: Unknown suffix, or inputs that do not fit.
@@ -215,7 +223,7 @@ def _compare(
     batches = [size]
     if result.dynamic_batch and any(batched_inputs(structure.example)):
         batches.append(3 if size != 3 else 2)
-    maximum = relative = 0.0
+    maximum = relative = noise = 0.0
     for batch in batches:
         tensors = structure.example if batch == size else with_batch(structure.example, batch or 1)
         args, kwargs = structure.unflatten(tensors)
@@ -225,11 +233,14 @@ def _compare(
             gap = difference(expected, run(tensors))
         _judge(gap, batch, result, tolerance)
         maximum, relative = max(maximum, gap.maximum), max(relative, gap.relative)
+        noise = max(noise, gap.root_mean_square)
     result.checked_in = {"onnx": "onnxruntime", "openvino": "openvino", "torch": "torch.export"}[
         result.format
     ]
     result.checked_batches = [batch for batch in batches if batch is not None]
     result.max_difference, result.relative_difference = maximum, relative
+    if result.quantized and noise > 0:
+        result.parity_db = -20 * math.log10(noise)
 
 
 def _judge(gap: Difference, batch: int | None, result: ExportResult, tolerance: float | None) -> None:

@@ -20,10 +20,10 @@ def merge_equal(proto: Any) -> None:
     names: dict[str, str] = {}
     seen: dict[Any, str] = {}
     for tensor in graph.initializer:
-        identity = (tensor.data_type, tuple(tensor.dims), tensor.raw_data)
+        content = (tensor.data_type, tuple(tensor.dims), tensor.raw_data)
         if tensor.raw_data and tensor.name not in results:
-            names[tensor.name] = seen.setdefault(identity, tensor.name)
-    known: dict[Any, Any] = {}
+            names[tensor.name] = seen.setdefault(content, tensor.name)
+    known: dict[Any, str] = {}
     kept = []
     for node in graph.node:
         node.input[:] = [names.get(name, name) for name in node.input]

@@ -21,7 +21,7 @@ import torch
 from torch import Tensor, nn
 from torch.nn.utils import parametrize
 
-from dwindle.quantization.calls import CallKey, CallMode, ModulePath, run_with
+from dwindle.quantization.calls import CallKey, CallMode, ModulePath, replace_at, run_with
 from dwindle.quantization.levels import fake_quantize
 from dwindle.quantization.numbers import NumberFormat, scale_and_zero_point
 from dwindle.quantization.padding import PADDING_MASK, padding_mask, real_tokens
@@ -40,13 +40,30 @@ _GAIN = 0.8
 _WEIGHT_FORM = NumberFormat.parse("int8")
 
 
+@dataclass(frozen=True)
+class WeightRounding:
+    """What becomes of the weights that read divided channels.
+
+    Attributes:
+        share: How much of the error of nearest levels counts.
+        avoid_saturation: As :func:`dwindle.quantization.weights.weight_scale` takes it.
+    """
+
+    share: float = 1.0
+    avoid_saturation: bool = False
+
+
 class MultiplyInput:
     """Forward pre-hook: multiplies a layer's first input by the layer's buffer. A class, so deepcopy carries it."""
 
-    def __call__(self, module: nn.Module, args: tuple[Any, ...]) -> tuple[Any, ...]:
-        """Return the arguments with the first one multiplied."""
-        factor = module.get_buffer(BUFFER)
-        return (args[0] * factor.to(args[0].dtype), *args[1:])
+    def __call__(
+        self, module: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+    ) -> tuple[tuple[Any, ...], dict[str, Any]]:
+        """Return the arguments with the input multiplied."""
+        factor: Tensor = getattr(module, BUFFER)
+        return replace_at(
+            args, kwargs, (0,) if args else ("input",), lambda value: value * factor.to(value.dtype)
+        )
 
 
 def install_factor(layer: nn.Module, factor: Tensor) -> None:
@@ -57,7 +74,7 @@ def install_factor(layer: nn.Module, factor: Tensor) -> None:
         factor: ``[channels]``.
     """
     layer.register_buffer(BUFFER, factor)
-    layer.register_forward_pre_hook(MultiplyInput())
+    layer.register_forward_pre_hook(MultiplyInput(), with_kwargs=True)
 
 
 def installed_factors(model: nn.Module) -> dict[str, Tensor]:
@@ -112,6 +129,7 @@ def divide_outliers(
     form: NumberFormat,
     *,
     weight_share: float = 1.0,
+    avoid_saturation: bool = False,
     padding: str | None = PADDING_MASK,
 ) -> dict[str, Tensor]:
     """Divide outlier channels in front of linear layers, in place. The float model stays the same function.
@@ -123,6 +141,7 @@ def divide_outliers(
             fourth (or the last) is judged on, the others give the ranges; of one batch alone both.
         form: Levels of activations.
         weight_share: How much of the rounding error of the weights counts, less where it will be compensated.
+        avoid_saturation: Whether weights will be scaled so that no pair of products saturates.
         padding: The argument that tells padding from real tokens.
 
     Returns:
@@ -142,7 +161,8 @@ def divide_outliers(
             [model.get_submodule(name).weight.detach().cpu().float() for name in readers.layers]
         )
         edges = readers.low, readers.high
-        divisor = best_divisor(torch.cat(readers.rows), edges, weights, form, weight_share)
+        rounded = WeightRounding(weight_share, avoid_saturation)
+        divisor = best_divisor(torch.cat(readers.rows), edges, weights, form, rounded)
         if divisor is not None:
             for name in readers.layers:
                 factors[f"{name}.weight"] = _divide(model.get_submodule(name), divisor)
@@ -162,7 +182,7 @@ def best_divisor(
     edges: tuple[Tensor, Tensor],
     weights: Tensor,
     form: NumberFormat,
-    weight_share: float = 1.0,
+    rounding: WeightRounding = WeightRounding(),
 ) -> Tensor | None:
     """Return by what to divide channels so that products with the weights lose least; None where it does not pay.
 
@@ -171,7 +191,7 @@ def best_divisor(
         edges: Smallest and largest value of each channel, float64, of other samples.
         weights: ``[outputs, channels]`` float32.
         form: Levels of the activation.
-        weight_share: How much of the rounding error of the weights counts.
+        rounding: What becomes of the weights.
 
     Returns:
         ``[channels]`` float64, at least 1.
@@ -180,11 +200,11 @@ def best_divisor(
     largest = float(magnitude.max())
     if largest == 0.0:
         return None
-    plain = best = divided_error(rows, edges, weights, form, torch.ones_like(magnitude), weight_share)
+    plain = best = divided_error(rows, edges, weights, form, torch.ones_like(magnitude), rounding)
     chosen = None
     for step in range(1, _CANDIDATES):
         divisor = (magnitude / (largest * _SHRINK**step)).clamp(min=1.0)
-        error = divided_error(rows, edges, weights, form, divisor, weight_share)
+        error = divided_error(rows, edges, weights, form, divisor, rounding)
         if error < best:
             best, chosen = error, divisor
     return chosen if best < _GAIN * plain else None
@@ -196,7 +216,7 @@ def divided_error(
     weights: Tensor,
     form: NumberFormat,
     divisor: Tensor,
-    weight_share: float,
+    rounding: WeightRounding,
 ) -> float:
     """Return the squared error of the outputs when both operands are rounded, for one divisor.
 
@@ -206,11 +226,11 @@ def divided_error(
     scale, zero_point = scale_and_zero_point((edges[0] / divisor).min(), (edges[1] / divisor).max(), form)
     values, multiplied = rows / own, weights * own
     rounded = fake_quantize(values, scale, zero_point, form)
-    steps = weight_scale(multiplied, 0, _WEIGHT_FORM).float()
+    steps = weight_scale(multiplied, 0, _WEIGHT_FORM, avoid_saturation=rounding.avoid_saturation).float()
     nearest = fake_quantize(multiplied, steps, torch.zeros(len(steps), dtype=torch.int32), _WEIGHT_FORM, 0)
     from_values = ((rounded - values) @ multiplied.t()).double().square().sum()
     from_weights = (values @ (nearest - multiplied).t()).double().square().sum()
-    return float(from_values + weight_share * from_weights)
+    return float(from_values + rounding.share * from_weights)
 
 
 def _readers(model: nn.Module, recording: Recording) -> dict[CallKey, _Readers]:
@@ -252,6 +272,7 @@ def prepare_factors(model: nn.Module, layers: Iterable[str]) -> None:
 __all__ = [
     "BUFFER",
     "MultiplyInput",
+    "WeightRounding",
     "best_divisor",
     "divide_outliers",
     "divided_error",

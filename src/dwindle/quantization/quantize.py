@@ -75,7 +75,7 @@ PRESETS: dict[str, Preset] = {
 CORRECTION_BATCHES = 8
 """Batches that are kept for bias correction, where nothing asks for all of them."""
 
-COMPENSATED_SHARE = 0.3
+COMPENSATED_SHARE = 0.5
 """How much of the rounding error of weights is left, about, where it is compensated."""
 
 
@@ -180,7 +180,13 @@ def quantize(
     if divides:
         share = COMPENSATED_SHARE if learned == COMPENSATION else 1.0
         divided = divide_outliers(
-            simulated, recording, data.kept, chosen.activation, weight_share=share, padding=padding
+            simulated,
+            recording,
+            data.kept,
+            chosen.activation,
+            weight_share=share,
+            avoid_saturation=avoid_saturation,
+            padding=padding,
         )
         for name, factor in divided.items():
             factors[name] = factors.get(name, torch.ones(())) * factor
@@ -205,8 +211,16 @@ def quantize(
             simulated, simulation, parameters, data.kept, learned, recording, padding
         )
     if correction is not None:
-        checks = {"padding": padding, "checked": bias_correction is True}
-        correct_biases(simulated, simulation, parameters, data.kept, correction, reference, **checks)
+        correct_biases(
+            simulated,
+            simulation,
+            parameters,
+            data.kept,
+            correction,
+            reference,
+            padding=padding,
+            checked=bias_correction is True,
+        )
     attach(simulated, simulation, parameters)
     record_history(
         simulated, {"preset": preset, "backend": table.name, **summarize(placement)}, plan_of(simulated)

@@ -1,0 +1,100 @@
+"""Writes ``docs/int8.md`` from the results of ``benchmarks/int8.py``."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+from typing import Any
+
+MAKERS = ("dwindle", "nncf", "onnxruntime")
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+_NAMES = {"dwindle": "dwindle", "nncf": "NNCF 3.4", "onnxruntime": "ONNX Runtime static"}
+
+_INTRODUCTION = """\
+# Int8, side by side
+
+Made by `benchmarks/int8.py`, which says how; do not edit by hand. The same float model and calibration samples go
+to dwindle, to NNCF's `quantize` and to ONNX Runtime's static quantization; other samples judge the files.
+EfficientNet-Lite0 (ImageNet weights) sees photographs, MiniLM sentences padded to 64 tokens, judged by their
+embeddings. The other three have random weights: what counts there is the signal to noise.
+"""
+
+_PARITY = """\
+*Agreement* is the share of samples whose largest output is the same as in float (for embeddings it says little),
+*parity* compares the file in the runtime with dwindle's simulation, and its second figure is the share of equal
+largest outputs.
+"""
+
+_SPEED = """\
+## Milliseconds, batch 1, one thread
+
+Processor time, medians, all files of a runtime taking turns. The ratio is dwindle's to the faster of the other two
+(1.03 is the bar). *f32* and *default* are what OpenVINO computes float operations in: the default is bfloat16 on
+processors that have it. The load beside each row is the machine's while it was measured; a machine with other work
+makes figures rough.
+"""
+
+
+def _rows(path: Path) -> dict[str, dict[str, Any]]:
+    lines = path.read_text().splitlines() if path.exists() else []
+    return {row["name"]: row for row in map(json.loads, lines)}
+
+
+def _table(head: list[str], rows: Iterable[list[str]]) -> str:
+    lines = ["| " + " | ".join(head) + " |", "|" + "---|" * len(head)]
+    return "\n".join([*lines, *("| " + " | ".join(row) + " |" for row in rows)]) + "\n"
+
+
+def _quality(rows: dict[str, dict[str, Any]]) -> str:
+    found = []
+    for name, row in rows.items():
+        if not name.startswith("quality "):
+            continue
+        _, model, maker = name.split()
+        if "failed" in row:
+            found.append([model, _NAMES[maker], "", row["failed"].replace("|", "/"), "", "", "", ""])
+        for runtime, title in RUNTIMES.items():
+            if runtime not in row:
+                continue
+            own = row[runtime]
+            parity = (
+                f"{own['parity_sqnr_db']:.1f} dB, {own['parity_agreement']:.1%}"
+                if "parity_sqnr_db" in own
+                else ""
+            )
+            figures = [
+                f"{own['sqnr_db']:.2f} dB",
+                f"{own['agreement']:.1%}",
+                f"{own['cosine']:.4f}",
+                f"{own['bytes'] / 1e6:.2f} MB",
+            ]
+            found.append([model, _NAMES[maker], title, *figures, parity])
+    head = ["model", "maker", "runtime", "signal to noise", "agreement", "cosine", "size", "parity"]
+    return _table(head, found)
+
+
+def _speed(rows: dict[str, dict[str, Any]]) -> str:
+    found = []
+    for name, row in rows.items():
+        if not name.startswith("speed "):
+            continue
+        _, model, runtime, precision = name.split()
+        times = row["processor_ms"]
+        ratio = times["dwindle"] / min(times["nncf"], times["onnxruntime"])
+        place = RUNTIMES[runtime] + (f", {precision}" if runtime == "openvino" else "")
+        own = [f"{times[maker]:.2f}" for maker in (*MAKERS, "float")]
+        found.append([model, place, *own, f"{ratio:.2f}", f"{row['load']:.1f}"])
+    head = ["model", "runtime", *(_NAMES[maker] for maker in MAKERS), "float", "ratio", "load"]
+    return _table(head, found)
+
+
+def write_page(results: Path, page: Path) -> None:
+    """Write the page.
+
+    Args:
+        results: JSON lines of the benchmark; of rows of one name the last one counts.
+        page: The Markdown file, which is replaced.
+    """
+    rows = _rows(results)
+    page.write_text("\n".join([_INTRODUCTION, _quality(rows), _PARITY, _SPEED, _speed(rows)]))
