@@ -10,6 +10,7 @@ from torch import Tensor, nn
 from dwindle.config.errors import ConfigError
 from dwindle.quantization.numbers import SMALLEST_SCALE, NumberFormat, scale_and_zero_point
 from dwindle.quantization.quantizers.base import Quantizer
+from dwindle.quantization.quantizers.rounding import Bounds
 
 
 class RangeQuantizer(Quantizer):
@@ -27,6 +28,15 @@ class RangeQuantizer(Quantizer):
     def __init__(self, form: NumberFormat, axis: int | None = None, *, activation: bool = False) -> None:
         super().__init__(form, axis)
         self.activation = activation
+
+    def behind(self, value: Tensor, bounds: Bounds) -> Tensor:
+        """Clip and round in one.
+
+        Args:
+            value: Any floating tensor.
+            bounds: What to clip to.
+        """
+        return self(value, bounds)  # type: ignore[no-any-return]
 
     def learn(self, name: str) -> None:
         """Register an empty parameter."""

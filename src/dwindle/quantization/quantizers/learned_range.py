@@ -14,7 +14,7 @@ from dwindle.quantization.quantizers.learned import (
     positive,
     straight,
 )
-from dwindle.quantization.quantizers.rounding import Gradient, learned_round
+from dwindle.quantization.quantizers.rounding import Bounds, Gradient, learned_round
 
 _RANGE = Gradient("closed")
 
@@ -54,14 +54,15 @@ class SymmetricRangeQuantizer(ScaledQuantizer):
         scale, zero_point = first_scale(low, high, self.form)
         self.put(edge=scale * self.reach(zero_point), zero_point=zero_point)
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, value: Tensor, bounds: Bounds | None = None) -> Tensor:
         """Round to the learned range.
 
         Args:
             value: Any floating tensor.
+            bounds: Clip to these first.
         """
         return learned_round(
-            value, self._scale(), self.moved_zero, self.form, self.axis, gradient=self.gradient
+            value, self._scale(), self.moved_zero, self.form, self.axis, gradient=self.gradient, bounds=bounds
         )
 
     def scale_and_zero_point(self) -> tuple[Tensor, Tensor]:
@@ -109,16 +110,19 @@ class AsymmetricRangeQuantizer(RangeQuantizer):
         width = torch.where(high > low, high - low, scale * (self.form.highest - self.form.lowest))
         self.put(low=low, width=width)
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, value: Tensor, bounds: Bounds | None = None) -> Tensor:
         """Round to the learned range.
 
         Args:
             value: Any floating tensor.
+            bounds: Clip to these first.
         """
         tuned, zero_point = self.scale_and_zero_point()
         scale = straight(tuned, self.width.abs() / (self.form.highest - self.form.lowest))
         offset = self.low - self.form.lowest * scale
-        return learned_round(value, scale, zero_point, self.form, self.axis, offset=offset, gradient=_RANGE)
+        return learned_round(
+            value, scale, zero_point, self.form, self.axis, offset=offset, gradient=_RANGE, bounds=bounds
+        )
 
     def scale_and_zero_point(self) -> tuple[Tensor, Tensor]:
         """Return the step and zero point of the tuned range."""

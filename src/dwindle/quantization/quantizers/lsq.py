@@ -21,7 +21,7 @@ from dwindle.quantization.quantizers.learned import (
     slowed,
 )
 from dwindle.quantization.quantizers.range_search import least_error_range
-from dwindle.quantization.quantizers.rounding import Gradient, learned_round
+from dwindle.quantization.quantizers.rounding import Bounds, Gradient, learned_round
 
 _LSQ = Gradient("open")
 _LSQ_PLUS = Gradient("closed")
@@ -80,15 +80,18 @@ class LsqQuantizer(ScaledQuantizer):
             scale = alive(2 * mean / self.reach(zero_point).sqrt(), self.form)
         self.put(scale=scale, zero_point=zero_point)
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, value: Tensor, bounds: Bounds | None = None) -> Tensor:
         """Round to the learned steps.
 
         Args:
             value: Any floating tensor.
+            bounds: Clip to these first.
         """
         factor = gradient_scale(value.shape, self.axis, self.activation, self.form.highest)
         scale = slowed(positive(self.require(self.scale)), factor)
-        return learned_round(value, scale, self.moved_zero, self.form, self.axis, gradient=_LSQ)
+        return learned_round(
+            value, scale, self.moved_zero, self.form, self.axis, gradient=_LSQ, bounds=bounds
+        )
 
     def scale_and_zero_point(self) -> tuple[Tensor, Tensor]:
         """Return the learned step and the zero point of the start."""
@@ -141,20 +144,23 @@ class LsqPlusQuantizer(RangeQuantizer):
         scale, zero_point = first_scale(low, high, self.form)
         self.put(scale=scale, offset=-zero_point * scale)
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, value: Tensor, bounds: Bounds | None = None) -> Tensor:
         """Round to the learned steps.
 
         Args:
             value: Any floating tensor.
+            bounds: Clip to these first.
         """
         factor = gradient_scale(value.shape, self.axis, self.activation, self.form.highest)
         scale = slowed(positive(self.require(self.scale)), factor)
         if self.form.symmetric:
             zero = None if self.form.signed else self.scale_and_zero_point()[1]
-            return learned_round(value, scale, zero, self.form, self.axis, gradient=_LSQ_PLUS)
+            return learned_round(value, scale, zero, self.form, self.axis, gradient=_LSQ_PLUS, bounds=bounds)
         offset = slowed(self.offset, factor)
         zero = self.scale_and_zero_point()[1]
-        return learned_round(value, scale, zero, self.form, self.axis, offset=offset, gradient=_LSQ_PLUS)
+        return learned_round(
+            value, scale, zero, self.form, self.axis, offset=offset, gradient=_LSQ_PLUS, bounds=bounds
+        )
 
     def scale_and_zero_point(self) -> tuple[Tensor, Tensor]:
         """Return the learned step, and the offset as a whole number of steps."""

@@ -57,24 +57,13 @@ class MovingAverageQuantizer(RangeQuantizer):
         low, high = checked(low, high)
         self.put(low=low, high=high)
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, value: Tensor, bounds: Bounds | None = None) -> Tensor:
         """Round; in training, let the range follow first.
 
         Args:
             value: Any floating tensor.
+            bounds: Clip to these first.
         """
-        return self._round(value, None)
-
-    def behind(self, value: Tensor, bounds: Bounds) -> Tensor:
-        """Clip and round in one.
-
-        Args:
-            value: Any floating tensor.
-            bounds: What to clip to.
-        """
-        return self._round(value, bounds)
-
-    def _round(self, value: Tensor, bounds: Bounds | None) -> Tensor:
         self.require(self.low)
         if self.training:
             follow(self.low, self.high, value, self.axis, self.momentum, bounds)

@@ -7,7 +7,7 @@ from torch import Tensor
 
 from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.quantizers.learned import ScaledQuantizer, checked, first_scale, positive
-from dwindle.quantization.quantizers.rounding import Gradient, learned_round
+from dwindle.quantization.quantizers.rounding import Bounds, Gradient, learned_round
 
 _PACT = Gradient("upper_open", rounding=0.0)
 
@@ -64,13 +64,16 @@ class PactQuantizer(ScaledQuantizer):
             clip=clip if self.start is None else torch.full_like(clip, self.start), zero_point=zero_point
         )
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, value: Tensor, bounds: Bounds | None = None) -> Tensor:
         """Clip and round.
 
         Args:
             value: Any floating tensor.
+            bounds: Clip to these first.
         """
-        return learned_round(value, self._scale(), self.moved_zero, self.form, self.axis, gradient=_PACT)
+        return learned_round(
+            value, self._scale(), self.moved_zero, self.form, self.axis, gradient=_PACT, bounds=bounds
+        )
 
     def penalty(self) -> Tensor:
         """Return the sum of squared clips, to add to the loss times the paper's decay."""

@@ -183,21 +183,23 @@ class _LearnedRound(torch.autograd.Function):
         step = scale.to(_widened(value).dtype)
         zero = None if zero_point is None else zero_point.to(step.dtype)
         wide, flow = _widened(value), _widened(upstream)
-        rule = _Rule(ctx.form, ctx.axis, ctx.gradient, ctx.bounds, learns)
+        rule = _Rule(ctx.form, ctx.axis, ctx.gradient, ctx.bounds, learns, ctx.with_offset)
         inside, sums = _backward(wide, flow, step, zero, rule)
         of_scale = of_offset = None
         if sums is not None:
             slope, escaped = sums
             if ctx.with_offset:
+                assert escaped is not None
                 of_offset = escaped.reshape(scale.shape).to(scale.dtype)
-            elif zero is not None:
+            elif zero is not None and escaped is not None:
                 slope = slope - escaped * zero.reshape(escaped.shape)
             of_scale = slope.reshape(scale.shape).to(scale.dtype)
         return inside.to(value.dtype), of_scale, of_offset, None, None, None, None, None
 
 
-Sums = tuple[Tensor, Tensor]
-"""The scale's gradient with levels counted from level 0, and the gradient that fell outside."""
+Sums = tuple[Tensor, Tensor | None]
+"""The scale's gradient with levels counted from level 0, and the gradient that fell outside; None for the latter means
+that levels were counted from the zero point."""
 
 
 @dataclass(frozen=True)
@@ -209,6 +211,7 @@ class _Rule:
     gradient: Gradient
     bounds: Bounds | None
     learns: bool
+    with_offset: bool
 
 
 def _backward(
@@ -216,8 +219,8 @@ def _backward(
 ) -> tuple[Tensor, Sums | None]:
     """Return the value's gradient, and sums over all or for each channel if the scale learns."""
     axis = rule.axis
-    if axis is None and not rule.learns and in_blocks(value, axis) and value.dtype == torch.float32:
-        return _gate_in_blocks(value, flow, scale, zero, rule), None
+    if axis is None and not rule.with_offset and in_blocks(value, axis) and value.dtype == torch.float32:
+        return _backward_in_blocks(value, flow, _Numbers.of(scale, zero, rule.form, None), rule)
     if not in_blocks(value, axis):
         wide_zero = None if zero is None else spread(zero, axis, value)
         room = torch.empty_like(flow)
@@ -231,28 +234,45 @@ def _backward(
     sums = [pair for pair in found if pair is not None]
     if not sums:
         return result, None
-    slopes, escapes = zip(*sums, strict=True)
+    slopes, escapes = zip(*((slope, escaped) for slope, escaped in sums if escaped is not None), strict=True)
     if axis is None:
         return result, (torch.stack(slopes).sum(), torch.stack(escapes).sum())
     return result, (torch.cat(slopes), torch.cat(escapes))
 
 
-def _gate_in_blocks(value: Tensor, flow: Tensor, scale: Tensor, zero: Tensor | None, rule: _Rule) -> Tensor:
-    """Return the value's gradient for a large tensor on a CPU, piece by piece."""
-    numbers = _Numbers.of(scale, zero, rule.form, None)
-    low, high = _edges(numbers.lowest, numbers.highest, rule.gradient.edges)
-    if rule.bounds is not None:
-        low, high = (
-            max(low, rule.bounds[0] * numbers.inverse),
-            min(high, rule.bounds[1] * numbers.inverse),
-        )
+def _backward_in_blocks(
+    value: Tensor, flow: Tensor, numbers: _Numbers, rule: _Rule
+) -> tuple[Tensor, Sums | None]:
+    """Do the same for a large tensor with one scale on a CPU, in passes with Python numbers over pieces."""
+    low, high = numbers.lowest, numbers.highest
+    first, last = _edges(low, high, rule.gradient.edges)
+    bounds = None if rule.bounds is None else [bound * numbers.inverse for bound in rule.bounds]
+    if bounds is not None and not rule.learns:
+        first, last = max(first, bounds[0]), min(last, bounds[1])
+    margin = 0.5 if rule.gradient.edges == "rounded" else 0.0
     value, flow = dense(value, flow)
     result = torch.empty_like(value)
-    place = torch.empty(min(VALUES * torch.get_num_threads(), value.numel()), dtype=value.dtype)
+    size = min(VALUES * torch.get_num_threads(), value.numel())
+    places, errors = value.new_empty(size), value.new_empty(size)
+    slopes = []
     for (piece, its_flow, room), _ in blocks([value, flow, result], [], None):
-        own = torch.mul(piece, numbers.inverse, out=place[: piece.numel()])
-        torch.ops.aten.hardtanh_backward.grad_input(its_flow, own, low, high, grad_input=room)
-    return result
+        place, error = places[: piece.numel()], errors[: piece.numel()]
+        torch.mul(piece, numbers.inverse, out=place)
+        if bounds is not None and rule.learns:
+            place.clamp_(*bounds)
+        torch.ops.aten.hardtanh_backward.grad_input(its_flow, place, first, last, grad_input=room)
+        if not rule.learns:
+            continue
+        place.clamp_(low - margin, high + margin)
+        inside = torch.dot(room, torch.round(place, out=error).sub_(place)) if rule.gradient.rounding else 0.0
+        if margin:
+            place.clamp_(low, high)
+        slopes.append(
+            torch.dot(torch.sub(its_flow, room, out=error), place) + rule.gradient.rounding * inside
+        )
+        if rule.bounds is not None:
+            torch.ops.aten.hardtanh_backward.grad_input(room, piece, *rule.bounds, grad_input=room)
+    return result, ((torch.stack(slopes).sum(), None) if slopes else None)
 
 
 def _piece(

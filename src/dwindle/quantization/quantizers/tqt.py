@@ -15,7 +15,7 @@ from dwindle.quantization.quantizers.learned import (
     positive,
     straight,
 )
-from dwindle.quantization.quantizers.rounding import STRAIGHT_THROUGH, learned_round
+from dwindle.quantization.quantizers.rounding import STRAIGHT_THROUGH, Bounds, learned_round
 
 
 class TqtQuantizer(ScaledQuantizer):
@@ -76,14 +76,21 @@ class TqtQuantizer(ScaledQuantizer):
         threshold = torch.where(between, scale * steps, alive(threshold / steps, self.form) * steps)
         self.put(log2_threshold=torch.log2(threshold), steps=steps, zero_point=zero_point)
 
-    def forward(self, value: Tensor) -> Tensor:
+    def forward(self, value: Tensor, bounds: Bounds | None = None) -> Tensor:
         """Round to the learned steps.
 
         Args:
             value: Any floating tensor.
+            bounds: Clip to these first.
         """
         return learned_round(
-            value, self._scale(), self.moved_zero, self.form, self.axis, gradient=STRAIGHT_THROUGH
+            value,
+            self._scale(),
+            self.moved_zero,
+            self.form,
+            self.axis,
+            gradient=STRAIGHT_THROUGH,
+            bounds=bounds,
         )
 
     def scale_and_zero_point(self) -> tuple[Tensor, Tensor]:

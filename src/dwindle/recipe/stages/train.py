@@ -11,10 +11,12 @@ from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError
 from dwindle.distillation import Distiller
+from dwindle.quantization import Bits, QuantizationStages, TrainingQuantizer
+from dwindle.quantization.aware_training import finished
 from dwindle.recipe.context import StageContext
 from dwindle.recipe.evaluation import evaluate
 from dwindle.recipe.model_source import load_model
-from dwindle.recipe.schema import FinetuneStage, TrainStage
+from dwindle.recipe.schema import FinetuneStage, QuantizationInTraining, TrainStage
 from dwindle.recipe.variant import load_variant
 from dwindle.training import EpochRecord, TrainingOptions, fit, seed_everything
 
@@ -48,7 +50,7 @@ def run_finetune(context: StageContext) -> dict[str, Any]:
     if context.current is None or context.original is None:
         raise ConfigError("there is no model to fine-tune yet; put 'train' before 'finetune'")
     model = context.load_current()
-    compressors: list[Distiller] = []
+    compressors: list[Any] = []
     task_weight = 1.0
     if stage.distillation is not None:
         wanted = stage.distillation
@@ -62,8 +64,35 @@ def run_finetune(context: StageContext) -> dict[str, Any]:
         )
         compressors.append(distiller)
         task_weight = 1.0 - wanted.weight
+    if stage.quantization is not None:
+        compressors.append(training_quantizer(context, model, stage.quantization))
     curve = _fit(context, stage, model, compressors, task_weight)
-    return {**context.keep_model(model), "curve": curve}
+    return {**context.keep_model(finished(model)), "curve": curve}
+
+
+def training_quantizer(
+    context: StageContext, model: nn.Module, wanted: QuantizationInTraining
+) -> TrainingQuantizer:
+    """Return the compressor that rounds while a model trains."""
+    args, _ = context.data.example(2)
+    stages = QuantizationStages(
+        weights=wanted.start_weights,
+        activations=wanted.start_activations,
+        freeze_ranges=wanted.freeze_ranges,
+        freeze_normalization=wanted.freeze_normalization,
+    )
+    return TrainingQuantizer(
+        model,
+        wanted.config_list,
+        calibration_data=context.data.calibration_inputs(wanted.calibration_batches),
+        method=wanted.method,
+        bits=Bits(wanted.weight_bits, wanted.activation_bits, wanted.end_bits),
+        stages=stages,
+        backend=wanted.backend,
+        example_inputs=args or None,
+        max_batches=wanted.calibration_batches,
+        avoid_saturation=wanted.avoid_saturation,
+    )
 
 
 def _fit(
