@@ -42,12 +42,12 @@ def logits_of(outputs: Any) -> Any:
     """Return the logits in a model's output.
 
     A tensor is its own logits; of a mapping or an output object it is ``logits``, else ``out`` (torchvision's
-    segmentation); of a tuple or list the first floating tensor with at least two dimensions. Anything else
+    segmentation), else ``last_hidden_state`` (encoders of transformers, which have no logits); of a tuple or list the first floating tensor with at least two dimensions. Anything else
     comes back as it is.
     """
     if isinstance(outputs, Tensor):
         return outputs
-    for name in ("logits", "out"):
+    for name in ("logits", "out", "last_hidden_state"):
         if isinstance(outputs, Mapping) and name in outputs:
             return outputs[name]
         found = getattr(outputs, name, None)
