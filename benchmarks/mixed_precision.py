@@ -38,6 +38,7 @@ ALL = range(2, 9)
 FEW = (2, 4, 8)
 CHOICES: dict[str, dict[str, Any]] = {
     "HAWQ-v2, 1.5x": {"ratio": 1.5, "bits": FEW, "activations": "liberal"},
+    "HAWQ-v2, 1.5x, sensitive": {"ratio": 1.5, "bits": FEW, "activations": "sensitive"},
     "HAWQ-v2, 1.6x, sensitive": {"ratio": 1.6, "bits": ALL, "activations": "sensitive"},
     "HAWQ-v2, 2x, sensitive": {"ratio": 2.0, "bits": ALL, "activations": "sensitive"},
     "HAWQ-v2, 2x size, inputs 4": {"ratio": 2.0, "cost": "size", "bits": ALL, "activations": 4},

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 
 import dwindle as dw
 from dwindle.config.errors import ConfigError
-from dwindle.quantization import choose_bits, manual_bits
+from dwindle.quantization import choose_bits, manual_bits, parity
 from dwindle.quantization.aware_training import TrainingQuantizer
 from dwindle.quantization.simulation import simulation_of
 
@@ -50,7 +50,8 @@ def labelled(count: int = 2) -> list[tuple[Tensor, Tensor]]:
 
 
 def quick(model: nn.Module, data: Any = None, **options: Any) -> Any:
-    return choose_bits(model, labelled() if data is None else data, **{"probes": 12, **options})
+    given = {"probes": 12, "activations": "liberal", **options}
+    return choose_bits(model, labelled() if data is None else data, **given)
 
 
 def realized_bits(
@@ -170,7 +171,7 @@ def test_attention_has_bits_of_its_own() -> None:
     torch.manual_seed(0)
     model = nn.TransformerEncoderLayer(8, 2, 16, batch_first=True, dropout=0.0).eval()
     data = [torch.randn(2, 3, 8)]
-    found = choose_bits(model, data, ratio=1.7, loss="own_outputs", probes=6, backend="layers")
+    found = choose_bits(model, data, ratio=1.7, loss="own_outputs", probes=6)
     names = {"self_attn.in_proj_weight", "self_attn.out_proj.weight", "linear1.weight", "linear2.weight"}
     assert set(found.bits) == names
     assert found.ratio >= 1.7
@@ -178,6 +179,20 @@ def test_attention_has_bits_of_its_own() -> None:
     assert {slot.place.name: slot.place.form.bits for slot in simulation.slots.values()} == {
         name: weight for name, (weight, _) in found.bits.items()
     }
+
+
+def test_the_file_of_a_choice_computes_what_was_simulated(tmp_path: Path) -> None:
+    runtime = pytest.importorskip("onnxruntime")
+    found = quick(net(), ratio=1.6, bits=(3, 4, 8), activations="sensitive")
+    assert len({bits for own in found.bits.values() for bits in own}) > 1
+    quantized = dw.quantize(net(), labelled(), config_list=found.config_list, backend="layers")
+    path = tmp_path / "mixed.onnx"
+    dw.export(quantized, path, example_inputs=labelled()[0][0])
+    session = runtime.InferenceSession(path)
+    name = session.get_inputs()[0].name
+    result = parity(quantized, lambda x: session.run(None, {name: x}), labelled())
+    assert result.sqnr_db >= 30
+    assert result.equal_predictions >= 0.995
 
 
 def test_reports(tmp_path: Path) -> None:

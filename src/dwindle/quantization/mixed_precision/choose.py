@@ -36,7 +36,7 @@ def choose_bits(
     ratio: float = 1.5,
     cost: str = "bit_operations",
     bits: Sequence[int] = (2, 4, 8),
-    activations: str | int = "liberal",
+    activations: str | int = "sensitive",
     solver: str = "pareto",
     loss: Loss | str = nn.functional.cross_entropy,
     probes: int = 200,
@@ -63,9 +63,10 @@ def choose_bits(
         cost: ``"bit_operations"``: multiplications times the larger of the bits of weight and input, as NNCF counts
             complexity; or ``"size"``: bits of the weights.
         bits: The numbers of bits that may be chosen, 2 to 8.
-        activations: How what layers read gets its bits: ``"liberal"`` (the fewest of the weights that read it),
-            ``"strict"`` (weights that read the same, and what they read, have the same bits), ``"sensitive"`` (by its
-            own curvature and rounding error; best without training afterwards), or a number of bits for all.
+        activations: How what layers read gets its bits: ``"sensitive"`` (by its own curvature and rounding error, as
+            in HAWQ-v2; by far the best without training afterwards), ``"liberal"`` (the fewest of the weights that
+            read it, NNCF's default), ``"strict"`` (weights that read the same, and what they read, have the same
+            bits), or a number of bits for all.
         solver: ``"pareto"`` (the exact frontier, by dynamic programming) or ``"integer"`` (integer programming, needs
             scipy). Both find a best choice.
         loss: ``loss(outputs, target)``; ``"own_distribution"`` (the distance to the model's own distribution, whose
