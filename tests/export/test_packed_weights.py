@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+from dataclasses import replace
 from pathlib import Path
 
 import onnxruntime
@@ -12,7 +13,9 @@ from torch import Tensor, nn
 
 import dwindle as dw
 from dwindle.config.errors import ConfigError, ExportError, RealizeError
-from dwindle.quantization.weight_only import quantize_weights
+from dwindle.export import weight_only
+from dwindle.export.weight_only import BlockForm, block_form
+from dwindle.quantization.weight_only import PackedWeight, quantize_weights
 from dwindle.realize import PackedLinear
 
 
@@ -79,6 +82,27 @@ def test_fast_products_are_near(
     session = onnxruntime.InferenceSession(tmp_path / "model.onnx", providers=["CPUExecutionProvider"])
     with torch.no_grad():
         assert sqnr(small(x), torch.from_numpy(session.run(None, {"x": x.numpy()})[0])) > 30
+
+
+@pytest.mark.parametrize("suffix", ["onnx", "xml"])
+def test_less_than_thirty_decibels_is_an_error(
+    model: nn.Module, tmp_path: Path, suffix: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    x, small = torch.randn(5, 64), quantize_weights(model, 4, 32)
+    path = tmp_path / f"model.{suffix}"
+    good = dw.export(small, path, x)
+    assert good.quantized
+    assert good.parity_db is None or good.parity_db > 30
+    before = path.read_bytes()
+
+    def louder(name: str, weight: PackedWeight) -> BlockForm:
+        form = block_form(name, weight)
+        return replace(form, scale=form.scale * 1.05)  # 26 dB in each layer
+
+    monkeypatch.setattr(weight_only, "block_form", louder)
+    with pytest.raises(ExportError, match=r"computes something else .* allowed are 0.0316"):
+        dw.export(small, path, x)
+    assert path.read_bytes() == before
 
 
 def test_awq_with_scaled_inputs(model: nn.Module, tmp_path: Path) -> None:
