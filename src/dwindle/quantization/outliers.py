@@ -158,7 +158,7 @@ def divide_outliers(
         if readers.low is None or readers.high is None or not readers.rows:
             continue
         weights = torch.cat(
-            [model.get_submodule(name).weight.detach().cpu().float() for name in readers.layers]
+            [model.get_parameter(f"{name}.weight").detach().cpu().float() for name in readers.layers]
         )
         edges = readers.low, readers.high
         rounded = WeightRounding(weight_share, avoid_saturation)
