@@ -20,6 +20,14 @@ from dwindle.compat.nni.pruners import (
     SlimPruner,
     TaylorPruner,
 )
+from dwindle.compat.nni.quantizers import (
+    BNNQuantizer,
+    DoReFaQuantizer,
+    LsqPlusQuantizer,
+    LsqQuantizer,
+    PtqQuantizer,
+    QATQuantizer,
+)
 from dwindle.compat.nni.searched import AMCPruner, NetAdaptPruner, SensitivityPruner
 from dwindle.compat.nni.speedup import ModelSpeedup
 from dwindle.compat.nni.tracing import trace
@@ -32,6 +40,7 @@ from dwindle.compat.nni.v2 import (
     SimulatedAnnealingPruner,
     TaylorFOWeightPruner,
 )
+from dwindle.compat.nni.v2.quantizers import NaiveQuantizer, ObserverQuantizer, QAT_Quantizer
 
 __all__ = [
     "ADMMPruner",
@@ -40,15 +49,24 @@ __all__ = [
     "ActivationAPoZRankPruner",
     "ActivationMeanRankPruner",
     "AutoCompressPruner",
+    "BNNQuantizer",
+    "DoReFaQuantizer",
     "FPGMPruner",
     "L1NormPruner",
     "L2NormPruner",
     "LevelPruner",
     "LinearPruner",
     "LotteryTicketPruner",
+    "LsqPlusQuantizer",
+    "LsqQuantizer",
     "ModelSpeedup",
     "MovementPruner",
+    "NaiveQuantizer",
     "NetAdaptPruner",
+    "ObserverQuantizer",
+    "PtqQuantizer",
+    "QATQuantizer",
+    "QAT_Quantizer",
     "SensitivityPruner",
     "SimulatedAnnealingPruner",
     "SlimPruner",

@@ -1,4 +1,4 @@
-"""The pruners of NNI 2.10, with their signatures."""
+"""The pruners and quantizers of NNI 2.10, with their signatures."""
 
 from dwindle.compat.nni.searched import AMCPruner
 from dwindle.compat.nni.v2.annealed import AutoCompressPruner, SimulatedAnnealingPruner
@@ -13,6 +13,14 @@ from dwindle.compat.nni.v2.one_shot import (
     LevelPruner,
     TaylorFOWeightPruner,
 )
+from dwindle.compat.nni.v2.quantizers import (
+    BNNQuantizer,
+    DoReFaQuantizer,
+    LsqQuantizer,
+    NaiveQuantizer,
+    ObserverQuantizer,
+    QAT_Quantizer,
+)
 from dwindle.compat.nni.v2.sensitivity import SensitivityAnalysis, apply_compression_results
 from dwindle.compat.nni.v2.trained import ADMMPruner, MovementPruner, SlimPruner
 
@@ -23,13 +31,19 @@ __all__ = [
     "ActivationAPoZRankPruner",
     "ActivationMeanRankPruner",
     "AutoCompressPruner",
+    "BNNQuantizer",
+    "DoReFaQuantizer",
     "FPGMPruner",
     "L1NormPruner",
     "L2NormPruner",
     "LevelPruner",
     "LinearPruner",
     "LotteryTicketPruner",
+    "LsqQuantizer",
     "MovementPruner",
+    "NaiveQuantizer",
+    "ObserverQuantizer",
+    "QAT_Quantizer",
     "SensitivityAnalysis",
     "SimulatedAnnealingPruner",
     "SlimPruner",
