@@ -13,8 +13,9 @@ from dwindle.realize.binary_layers import PackedBinaryConv2d, PackedBinaryLinear
 from dwindle.realize.depth import PassThrough
 from dwindle.realize.from_masks import realize
 from dwindle.realize.pack_binary import BinaryResult, pack_binary, replay_binary
-from dwindle.realize.packed_layers import PackResult, pack_weights, replay_packed
+from dwindle.realize.packed_layers import pack_weights, replay_packed
 from dwindle.realize.packed_linear import PackedLinear
+from dwindle.realize.packing import PackResult
 from dwindle.realize.plan import Plan
 from dwindle.realize.prune import prune
 from dwindle.realize.repair import repair
