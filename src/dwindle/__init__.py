@@ -17,6 +17,7 @@ _NAMES = {
     "apply_plan": "dwindle.realize",
     "lottery_ticket": "dwindle.realize",
     "pack_binary": "dwindle.realize",
+    "pack_integers": "dwindle.realize",
     "prune": "dwindle.realize",
     "repair": "dwindle.realize",
     "prune_in_rounds": "dwindle.realize",

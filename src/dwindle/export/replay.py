@@ -80,6 +80,10 @@ def _quantize_weights(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
     return importlib.import_module("dwindle.quantization.weight_only").replay(model, entry)
 
 
+def _pack_integers(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
+    return importlib.import_module("dwindle.realize").replay_integers(model, entry)
+
+
 def _pack_weights(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
     return importlib.import_module("dwindle.realize").replay_packed(model, entry)
 
@@ -93,6 +97,7 @@ register_replay("quantize", _quantize)
 register_replay("sparsify", _sparsify)
 register_replay("quantize_weights", _quantize_weights)
 register_replay("pack_weights", _pack_weights)
+register_replay("pack_integers", _pack_integers)
 register_replay("pack_binary", _pack_binary)
 for _kind in ("train", "finetune", "distill", "note"):  # these change numbers only
     register_replay(_kind, _unchanged)

@@ -117,21 +117,29 @@ class Backend:
     shared: frozenset[str] = field(default=SHARED)
 
 
+def _layers_only(name: str) -> Backend:
+    """Inputs and weights of layers; nothing between them."""
+    none: frozenset[str] = frozenset()
+    return Backend(
+        name,
+        _convolutions(quantize_output=False),
+        elementwise=none,
+        gates=none,
+        pools=none,
+        concatenations=none,
+        shared=none,
+    )
+
+
 BACKENDS: dict[str, Backend] = {
     # ONNX Runtime's int8 convolution exists only with a quantized output (QLinearConv).
     "onnxruntime": Backend("onnxruntime", _convolutions(quantize_output=True)),
     # OpenVINO fuses any activation behind an int8 convolution, so more stays in float between them.
     "openvino": Backend("openvino", _convolutions(quantize_output=False)),
+    # oneDNN's kernels: layers that are modules; what is between them stays in float.
+    "torch": _layers_only("torch"),
     # What papers on few bits do: inputs and weights of layers; sums, averages and gates stay as they are.
-    "layers": Backend(
-        "layers",
-        _convolutions(quantize_output=False),
-        elementwise=frozenset(),
-        gates=frozenset(),
-        pools=frozenset(),
-        concatenations=frozenset(),
-        shared=frozenset(),
-    ),
+    "layers": _layers_only("layers"),
 }
 """Placement by runtime. Files placed for ``onnxruntime`` run at full int8 speed in OpenVINO too."""
 

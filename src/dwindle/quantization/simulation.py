@@ -16,7 +16,16 @@ import torch
 from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError
-from dwindle.quantization.calls import CallKey, CallMode, ModulePath, map_tensors, replace_at, track_modules
+from dwindle.quantization.calls import (
+    CallKey,
+    CallMode,
+    ModulePath,
+    map_tensors,
+    remove_hooks,
+    replace_at,
+    track_modules,
+    untrack_modules,
+)
 from dwindle.quantization.folding import Fold
 from dwindle.quantization.levels import fake_quantize
 from dwindle.quantization.numbers import NumberFormat
@@ -263,6 +272,16 @@ def attach(model: nn.Module, simulation: Simulation, parameters: tuple[Tensor, .
     track_modules(model, simulation.path)
     model.register_forward_pre_hook(StartSimulation(simulation), prepend=True)
     model.register_forward_hook(StopSimulation(simulation), always_call=True)
+
+
+def detach_simulation(model: nn.Module) -> None:
+    """Take the simulation off a model, in place; its weights stay as they are."""
+    simulation = simulation_of(model)
+    for name in BUFFERS:
+        del model._buffers[name]
+    del model.__dict__[ATTRIBUTE]
+    untrack_modules(model, simulation.path)
+    remove_hooks(model, lambda hook: isinstance(hook, StartSimulation | StopSimulation))
 
 
 def is_quantized(model: nn.Module) -> bool:

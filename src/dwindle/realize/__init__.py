@@ -12,7 +12,9 @@ from typing import Any
 from dwindle.realize.binary_layers import PackedBinaryConv2d, PackedBinaryLinear
 from dwindle.realize.depth import PassThrough
 from dwindle.realize.from_masks import realize
+from dwindle.realize.integer_layers import IntegerConvolution, IntegerLinear
 from dwindle.realize.pack_binary import BinaryResult, pack_binary, replay_binary
+from dwindle.realize.pack_integers import pack_integers, replay_integers
 from dwindle.realize.packed_layers import pack_weights, replay_packed
 from dwindle.realize.packed_linear import PackedLinear
 from dwindle.realize.packing import PackResult
@@ -31,6 +33,8 @@ from dwindle.training import register_realizer
 
 __all__ = [
     "BinaryResult",
+    "IntegerConvolution",
+    "IntegerLinear",
     "LayerRepair",
     "PackResult",
     "PackedBinaryConv2d",
@@ -50,12 +54,14 @@ __all__ = [
     "densified",
     "lottery_ticket",
     "pack_binary",
+    "pack_integers",
     "pack_weights",
     "prune",
     "prune_in_rounds",
     "realize",
     "repair",
     "replay_binary",
+    "replay_integers",
     "replay_packed",
     "replay_sparse",
     "sparsify",

@@ -42,8 +42,8 @@ def logits_of(outputs: Any) -> Any:
     """Return the logits in a model's output.
 
     A tensor is its own logits; of a mapping or an output object it is ``logits``, else ``out`` (torchvision's
-    segmentation), else ``last_hidden_state`` (encoders of transformers, which have no logits); of a tuple or list the first floating tensor with at least two dimensions. Anything else
-    comes back as it is.
+    segmentation), else ``last_hidden_state`` (encoders of transformers, which have no logits); of a tuple or
+    list the first floating tensor with at least two dimensions. Anything else comes back as it is.
     """
     if isinstance(outputs, Tensor):
         return outputs
