@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import random
 
 import pytest
@@ -9,7 +10,14 @@ import pytest
 from dwindle.config.errors import ConfigError
 from dwindle.quantization.mixed_precision import integer_program
 from dwindle.quantization.mixed_precision.allocation import Allocation, Term, Variable
-from dwindle.quantization.mixed_precision.pareto import Option, assignment_of, frontier_of, undominated
+from dwindle.quantization.mixed_precision.pareto import (
+    Frontier,
+    Option,
+    assignment_of,
+    groups_of,
+    supported,
+    undominated,
+)
 
 
 def random_problem(seed: int, cost: str, *, free_activations: bool, shared: bool) -> Allocation:
@@ -43,9 +51,9 @@ def test_both_solvers_find_the_best_of_all(cost: str, free_activations: bool, sh
         problem = random_problem(seed, cost, free_activations=free_activations, shared=shared)
         every = [(problem.cost_of(own), problem.harm_of(own)) for own in problem.all_assignments()]
         costs = sorted({cost for cost, _ in every})
-        frontier = frontier_of(problem)
         for limit in (costs[0], costs[len(costs) // 3], costs[len(costs) // 2], costs[-1]):
             best = min(harm for cost, harm in every if cost <= limit)
+            frontier = Frontier(groups_of(problem), limit)
             found = assignment_of(problem, frontier.bits(frontier.best_within(limit)))
             assert problem.cost_of(found) <= limit
             assert problem.harm_of(found) == pytest.approx(best, rel=1e-12)
@@ -58,13 +66,42 @@ def test_the_frontier_is_that_of_all_choices() -> None:
     problem = random_problem(5, "bit_operations", free_activations=True, shared=True)
     every = [Option(problem.cost_of(own), problem.harm_of(own), {}) for own in problem.all_assignments()]
     expected = undominated(every)
-    frontier = frontier_of(problem)
+    frontier = Frontier(groups_of(problem))
     assert frontier.cost.tolist() == [own.cost for own in expected]
     assert frontier.harm.tolist() == pytest.approx([own.harm for own in expected], rel=1e-12)
     for position in range(len(frontier.cost)):
         found = assignment_of(problem, frontier.bits(position))
         assert problem.cost_of(found) == frontier.cost[position]
         assert problem.harm_of(found) == pytest.approx(frontier.harm[position], rel=1e-12)
+
+
+def test_corners_are_on_the_frontier_and_convex() -> None:
+    problem = random_problem(5, "bit_operations", free_activations=True, shared=False)
+    frontier = Frontier(groups_of(problem))
+    points = dict(zip(frontier.cost.tolist(), frontier.harm.tolist(), strict=True))
+    corners = supported(groups_of(problem))
+    assert len(corners) > 3
+    assert all(points[cost] == pytest.approx(harm, rel=1e-6, abs=1e-12) for cost, harm in corners)
+    slopes = [(a[1] - b[1]) / (b[0] - a[0]) for a, b in itertools.pairwise(corners)]
+    assert all(first >= second * (1 - 1e-9) for first, second in itertools.pairwise(slopes))
+    assert corners[0][0] == frontier.cost[0]
+    assert corners[-1][0] == frontier.cost[-1]
+
+
+def test_many_layers_take_little_work() -> None:
+    chance = random.Random(0)
+    groups = []
+    for _ in range(120):
+        scale, unit = 10 ** chance.uniform(-4, 1), chance.randrange(1000, 10**7)
+        groups.append([Option(unit * bits, scale * 4.0**-bits, {}) for bits in range(2, 9)])
+    limit = int(sum(options[-1].cost for options in groups) / 2)
+    best = Frontier(groups, limit)
+    assert len(best.cost) < 10_000
+    position = best.best_within(limit)
+    below, above = (
+        own for own in itertools.pairwise(supported(groups)) if own[0][0] <= limit < own[1][0]
+    ).__next__()
+    assert above[1] <= best.harm[position] <= below[1]
 
 
 def two_layers(cost: str = "bit_operations") -> Allocation:

@@ -13,7 +13,7 @@ from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.quantization.mixed_precision import integer_program
 from dwindle.quantization.mixed_precision.allocation import Assignment
 from dwindle.quantization.mixed_precision.layers import Address, Layer, Structure, examine, with_bits
-from dwindle.quantization.mixed_precision.pareto import Frontier, assignment_of, frontier_of
+from dwindle.quantization.mixed_precision.pareto import Frontier, assignment_of, groups_of, supported
 from dwindle.quantization.mixed_precision.perturbation import Errors, activation_errors, weight_errors
 from dwindle.quantization.mixed_precision.policies import Posed, check_policy, pose, pose_without_harm
 from dwindle.quantization.mixed_precision.result import LayerBits, MixedPrecision
@@ -25,8 +25,6 @@ from dwindle.quantization.weights import check_weight_range
 from dwindle.training.inputs import Inputs, forward_inputs
 
 SOLVERS = ("pareto", "integer")
-MOST_DRAWN = 1000
-"""Points of a frontier that a result keeps."""
 
 
 def choose_bits(
@@ -115,8 +113,8 @@ def choose_bits(
     if activations == "sensitive":
         read_harms = _harms(found.activations.tolist(), activation_errors(structure, batches, numbers, make))
     posed = pose(structure, numbers, activations, cost, harms, read_harms)
-    assignment, frontier = _solve(posed, posed.problem.limit(ratio), solver)
-    return result_of(posed, assignment, config_list, found, rounding, frontier)
+    assignment = _solve(posed, posed.problem.limit(ratio), solver)
+    return result_of(posed, assignment, config_list, found, rounding)
 
 
 def manual_bits(
@@ -185,11 +183,11 @@ def _harms(curvature: list[float], errors: Errors) -> Errors:
     ]
 
 
-def _solve(posed: Posed, limit: int, solver: str) -> tuple[Assignment, Frontier | None]:
+def _solve(posed: Posed, limit: int, solver: str) -> Assignment:
     if solver == "integer":
-        return integer_program.solve(posed.problem, limit), None
-    frontier = frontier_of(posed.problem)
-    return assignment_of(posed.problem, frontier.bits(frontier.best_within(limit))), frontier
+        return integer_program.solve(posed.problem, limit)
+    best = Frontier(groups_of(posed.problem), limit)
+    return assignment_of(posed.problem, best.bits(best.best_within(limit)))
 
 
 def result_of(
@@ -198,7 +196,6 @@ def result_of(
     config_list: list[dict[str, Any]] | None,
     found: Traces | None = None,
     rounding: Errors | None = None,
-    frontier: Frontier | None = None,
 ) -> MixedPrecision:
     """Return what an assignment means for a model.
 
@@ -208,21 +205,16 @@ def result_of(
         config_list: What the user said besides.
         found: The traces, where they were estimated.
         rounding: Errors of weights, where they are known.
-        frontier: All choices that nothing beats, where they are known.
     """
     structure, problem = posed.structure, posed.problem
     weights, reads = posed.layer_bits(assignment), posed.activation_bits(assignment)
-    points: tuple[tuple[float, float], ...] = ()
-    if frontier is not None:
-        step = -(-len(frontier.cost) // MOST_DRAWN)
-        chosen = zip(frontier.cost[::step].tolist(), frontier.harm[::step].tolist(), strict=True)
-        points = tuple((problem.reference / own, harm) for own, harm in chosen)
+    corners = supported(groups_of(problem)) if found is not None else []
     return MixedPrecision(
         _layers_of(structure, weights, reads, found, rounding),
         [*(config_list or []), *_entries(*_chosen(structure, weights, reads))],
         problem.cost,
         problem.harm_of(assignment),
-        points,
+        tuple((problem.reference / own, harm) for own, harm in corners),
         found.probes if found is not None else 0,
         found.settled if found is not None else True,
     )

@@ -19,7 +19,7 @@ from dwindle.quantization.operators import get_backend
 from dwindle.quantization.overrides import Overrides, overrides_from_config
 from dwindle.quantization.placement import Placement, WeightPlace, place
 from dwindle.quantization.recording import record
-from dwindle.quantization.simulation import PlacedMode, Simulation, WeightSlot
+from dwindle.quantization.simulation import PlacedMode, Simulation, WeightSlot, is_quantized
 from dwindle.training.inputs import Inputs
 
 Address = tuple[str, str]
@@ -231,8 +231,10 @@ def examine(
         default: Levels of activations that nothing was said about.
 
     Raises:
-        ConfigError: Nothing can be quantized, or the config_list contradicts itself.
+        ConfigError: Nothing can be quantized, the model is quantized already, or the config_list contradicts itself.
     """
+    if is_quantized(model):
+        raise ConfigError("this model is quantized already; choose bits for the original instead")
     own = copy.deepcopy(model).eval()
     overrides = overrides_from_config(own, config_list)
     folds = find_folds(own, record(own, *example))

@@ -72,7 +72,7 @@ class MixedPrecision:
         config_list: The choice for ``dw.quantize`` and for training.
         cost: ``bit_operations`` or ``size``.
         harm: The harm that the choice was made by; None where the bits were given.
-        frontier: Compression ratio and harm of every choice that no other beats, where they were enumerated.
+        frontier: Compression ratio and harm at the corners of the frontier of all choices.
         probes: Random directions of the traces.
         settled: Whether the traces had settled.
         trials: What a search tried.
