@@ -88,7 +88,8 @@ def main() -> None:
     rows = []
     for name in options.models:
         model, inputs, data = MODELS[name](name)
-        packed = dw.quantize(copy.deepcopy(model), data, backend="torch")
+        preset = "int8_transformer" if name == "minilm" else "int8"
+        packed = dw.quantize(copy.deepcopy(model), data, backend="torch", preset=preset)
         result = dw.pack_integers(packed, inputs)
         times = latencies({"float": model, "integers": packed}, inputs, options.rounds)
         row = {

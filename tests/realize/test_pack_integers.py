@@ -90,6 +90,27 @@ def test_saved_and_loaded(tmp_path):
         assert torch.equal(loaded(x), expected)
 
 
+def test_divided_outliers_and_hooks_come_along(tmp_path):
+    torch.manual_seed(0)
+    model = nn.Sequential(nn.Linear(24, 32), nn.LayerNorm(32), nn.Linear(32, 8)).eval()
+    with torch.no_grad():
+        model[1].weight[3] = 60.0  # one channel far larger than the rest
+    x = torch.randn(64, 24)
+    seen = []
+    model[2].register_forward_hook(lambda module, args, output: seen.append(output.shape))
+    quantized = dw.quantize(model, [x], backend="torch", preset="int8_transformer")
+    assert any("_dwindle_input_factor" in name for name, _ in quantized.named_buffers())
+    with torch.no_grad():
+        expected = quantized(x)
+        assert dw.pack_integers(quantized, x).sqnr > 60
+        seen.clear()
+        assert torch.allclose(quantized(x), expected, atol=1e-4)
+        assert seen == [(64, 8)]
+        dw.save(quantized, tmp_path / "packed")
+        fresh = lambda: nn.Sequential(nn.Linear(24, 32), nn.LayerNorm(32), nn.Linear(32, 8))
+        assert torch.equal(dw.load(tmp_path / "packed", fresh)(x), quantized(x))
+
+
 def test_after_training_with_quantizers():
     model, x = build()
     quantizer = TrainingQuantizer(model, calibration_data=[x], method="lsq", bits=4)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from dwindle.config import history
 from dwindle.config.errors import ConfigError
-from dwindle.quantization.calls import CallKey
+from dwindle.quantization.calls import CallKey, EnterModule, LeaveModule, remove_hooks
 from dwindle.quantization.simulation import (
     Simulation,
     WeightSlot,
@@ -31,6 +31,13 @@ from dwindle.realize.module_places import ModulePlaces
 from dwindle.realize.packing import LEAST_SQNR, PackResult, held_bytes, put_in_place
 from dwindle.training.inputs import forward_inputs
 
+_HOOKS = (
+    "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs",
+    "_forward_hooks",
+    "_forward_hooks_with_kwargs",
+    "_forward_hooks_always_called",
+)
 _CONVOLUTIONS: dict[type[nn.Module], str] = {nn.Conv1d: "conv1d", nn.Conv2d: "conv2d", nn.Conv3d: "conv3d"}
 
 
@@ -88,7 +95,8 @@ def replay_integers(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
     """
     places = ModulePlaces(model)
     for name, description in entry["layers"].items():
-        places.put(name, from_description(description).train(model.get_submodule(name).training))
+        old = model.get_submodule(name)
+        places.put(name, _with_hooks(old, from_description(description)).train(old.training))
     _forget(model, list(entry["layers"]))
     return model
 
@@ -122,8 +130,19 @@ def _layers(
         integers = (weight / steps).round().clamp(slot.place.form.lowest, slot.place.form.highest)
         numbers = (integers, scale, bias, scales[number], zero_points[number], simulation.forms[number])
         linear = isinstance(layer, nn.Linear)
-        fresh[key.module] = IntegerLinear(*numbers) if linear else IntegerConvolution(*numbers, **shape)
+        made = IntegerLinear(*numbers) if linear else IntegerConvolution(*numbers, **shape)
+        fresh[key.module] = _with_hooks(layer, made)
     return fresh, left
+
+
+def _with_hooks(old: nn.Module, fresh: IntegerLayer) -> IntegerLayer:
+    """Return a new layer with the old one's hooks and buffers: the user's, and factors of its input."""
+    for name, held in old._buffers.items():
+        fresh.register_buffer(name, held)
+    for kind in _HOOKS:
+        getattr(fresh, kind).update(getattr(old, kind))
+    remove_hooks(fresh, lambda hook: isinstance(hook, EnterModule | LeaveModule))
+    return fresh
 
 
 def _captured(
