@@ -15,9 +15,10 @@ from torch import Tensor, nn
 import dwindle as dw
 from dwindle.config import Target
 from dwindle.config.errors import ConfigError, DwindleError
+from dwindle.quantization.free_scales import FreeScales, find_free_scales
 from dwindle.quantization.weight_only import packed_weights, quantize_weights, weight_rows
 from dwindle.quantization.weight_only.statistics import input_sums
-from dwindle.quantization.weight_only.structure import readings
+from dwindle.quantization.weight_only.structure import Reading, free_units, readings
 from dwindle.simulate import attach_mask
 from dwindle.simulate.attaching import detach
 
@@ -83,24 +84,42 @@ def lost(model: nn.Module, other: nn.Module, data: list[Tensor]) -> float:
         return sum(float((model(batch) - other(batch)).square().sum()) for batch in data)
 
 
+def makers(scales: FreeScales, reading: Reading) -> list[str]:
+    """The parameters that make what layers read, where its scale is free."""
+    units = free_units(scales, reading)
+    return (
+        []
+        if units is None
+        else sorted(name for name, own in scales.made.items() if torch.isin(own, units).any())
+    )
+
+
 def test_what_reads_what(model: nn.Module, data: list[Tensor]) -> None:
-    found = readings(model, ((data[0],), {}), LAYERS)
-    assert [(own.layers, own.scalable) for own in found] == [
+    found, scales = readings(model, ((data[0],), {}), LAYERS), find_free_scales(model, (data[0],), {})
+    assert [(own.layers, makers(scales, own)) for own in found] == [
         (["query", "key", "value"], ["first.weight"]),
-        (["mixed"], []),
-        (["gate", "up"], ["second.weight", "second.bias"]),
+        (["mixed"], ["value.bias", "value.weight"]),
+        (["gate", "up"], ["second.bias", "second.weight"]),
         (["down"], ["up.weight"]),
     ]
 
 
 def test_a_value_with_another_reader_is_not_scalable(data: list[Tensor]) -> None:
-    class Two(Decoder):
+    class Sum(Decoder):
         def forward(self, tokens: Tensor) -> Tensor:
             y = self.first(self.embedding(tokens))
             return self.query(y) + y
 
-    found = readings(Two(), ((data[0],), {}), ["query"])
-    assert [(own.layers, own.scalable) for own in found] == [(["query"], [])]
+    class Twice(Decoder):
+        def forward(self, tokens: Tensor) -> Tensor:
+            y = self.first(self.embedding(tokens))
+            return self.query(y) + self.key(y)
+
+    for other in (Sum(), Twice()):
+        example = ((data[0],), {})
+        (own,) = readings(other, example, ["query"])
+        assert own.layers == ["query"]
+        assert makers(find_free_scales(other, *example), own) == []
 
 
 def test_sums_of_inputs(model: nn.Module, data: list[Tensor]) -> None:
@@ -163,7 +182,7 @@ def test_gptq_keeps_zeros_of_masks(model: nn.Module, data: list[Tensor], masked:
 def test_scales_of_awq_go_where_they_change_nothing(model: nn.Module, data: list[Tensor]) -> None:
     small = quantize_weights(model, 3, 32, "awq", data=data)
     assert not torch.equal(small.first.weight, model.first.weight)
-    assert packed_weights(small)["query"].input_factor is None
+    assert all(own.input_factor is None for own in packed_weights(small).values())
     scaled = detach(copy.deepcopy(small), keep_values=False)
     with torch.no_grad():
         assert torch.allclose(scaled(data[0]), model(data[0]), rtol=1e-4, atol=1e-4)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import copy
 import itertools
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -11,9 +12,10 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dwindle.config.errors import ConfigError, DwindleError, did_you_mean
+from dwindle.config.errors import CaptureError, ConfigError, DwindleError, did_you_mean
 from dwindle.config.history import record as record_history
 from dwindle.config.targets import Target
+from dwindle.quantization.free_scales import FreeScales, find_free_scales
 from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.simulation import is_quantized
 from dwindle.quantization.weight_only.awq import awq_scale, output_error
@@ -21,10 +23,16 @@ from dwindle.quantization.weight_only.groups import GroupFormat, from_levels, me
 from dwindle.quantization.weight_only.methods import METHODS, WITH_DATA, Method, round_matrix
 from dwindle.quantization.weight_only.packed_weight import PackedWeight, from_description
 from dwindle.quantization.weight_only.statistics import InputSums, input_sums
-from dwindle.quantization.weight_only.structure import Reading, readings
-from dwindle.simulate.attaching import detach, register_simulator, simulated_targets, simulator_of
+from dwindle.quantization.weight_only.structure import Reading, free_units, readings
+from dwindle.simulate.attaching import (
+    detach,
+    disabled,
+    register_simulator,
+    simulated_targets,
+    simulator_of,
+)
 from dwindle.training.inputs import batches_of, forward_inputs
-from dwindle.training.linear_layers import from_matrix, is_linear_layer, to_matrix
+from dwindle.training.linear_layers import is_linear_layer, to_matrix
 from dwindle.training.progress import tracked
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -265,6 +273,7 @@ class _Work:
         self.model, self.forms, self.method, self.keep = model, forms, method, keep
         self.done: list[Target] = []
         self.before: dict[str, Tensor] = {}
+        self.scales: FreeScales | None = None
 
     def undo(self) -> None:
         """Put everything back."""
@@ -282,7 +291,11 @@ class _Work:
             first = next(iter(source), None)
             if first is None:
                 raise ConfigError("data holds no batch")
-            order = readings(self.model, forward_inputs(self.model, first, adapt), self.forms.keys())
+            example = forward_inputs(self.model, first, adapt)
+            order = readings(self.model, example, self.forms.keys())
+            if self.method.name == "awq":
+                with disabled(self.model), contextlib.suppress(CaptureError):
+                    self.scales = find_free_scales(self.model, *example)
             for group in _passes(order, self._bytes, memory):
                 sums = input_sums(self.model, group, source, batches, adapt)
                 for reading in tracked(group, f"{self.method.name}: layers"):
@@ -343,22 +356,20 @@ class _Work:
 
     def _fold(self, reading: Reading, scale: Tensor) -> bool:
         """Divide what makes the layers' input by the scale and multiply their weights; False where that cannot be."""
-        if not reading.scalable or any(
-            _parameter(self.model, name).shape[0] != len(scale) for name in reading.scalable
-        ):
+        units = None if self.scales is None else free_units(self.scales, reading)
+        if self.scales is None or units is None:
             return False
-        for name in reading.scalable:
-            self._keep(name)
-            parameter = _parameter(self.model, name)
-            parameter.data.div_(scale.to(parameter).reshape(-1, *[1] * (parameter.dim() - 1)))
+        for name, own in [*self.scales.made.items(), *self.scales.read.items()]:
+            if bool(torch.isin(own, units).any()):
+                self._keep(name)
+        factors = torch.ones(self.scales.count, dtype=torch.float64)
+        factors[units] = 1 / scale.double().cpu()
+        with disabled(self.model):
+            self.scales.apply(self.model, factors)
+        for name, own in self.scales.made.items():
             packed = simulator_of(self.model, Target.parse(name), "quantize")
-            if isinstance(packed, PackedWeight):
-                packed.scale.div_(scale.to(packed.scale)[:, None])
-        for name in reading.layers:
-            self._keep(f"{name}.weight")
-            module, weight = self.model.get_submodule(name), _parameter(self.model, f"{name}.weight")
-            scaled = to_matrix(module, weight.data) * scale.to(weight)
-            weight.data.copy_(from_matrix(module, scaled, weight.shape))
+            if isinstance(packed, PackedWeight):  # its rows make channels
+                packed.scale.mul_(factors[own].reshape(-1, 1).to(packed.scale))
         return True
 
     def _keep(self, name: str) -> None:

@@ -1,18 +1,16 @@
-"""In which order linear layers are called, which of them read the same tensor, and what made that tensor."""
+"""In which order linear layers are called, which of them read the same tensor, and whether its scale is free."""
 
 from __future__ import annotations
 
-from collections import Counter
-from collections.abc import Collection, Iterator
-from dataclasses import dataclass, field
+from collections.abc import Collection
+from dataclasses import dataclass
 
-from torch import nn
+import torch
+from torch import Tensor, nn
 
-from dwindle.quantization.recording import Operation, Recording, Value, record
+from dwindle.quantization.free_scales import FreeScales
+from dwindle.quantization.recording import Operation, Value, record
 from dwindle.training.inputs import Inputs
-
-_PRODUCTS = ("mul", "__mul__", "__rmul__", "multiply")
-_NORMS = ("layer_norm", "rms_norm")
 
 
 @dataclass
@@ -22,13 +20,10 @@ class Reading:
     Attributes:
         layers: Their names, in the order of their calls.
         calls: How often each is called in a forward.
-        scalable: Names of parameters; dividing each along its first dimension by the same numbers, one for each
-            channel, divides the tensor that these layers read, and nothing else. Empty when there is no such place.
     """
 
     layers: list[str]
     calls: int = 1
-    scalable: list[str] = field(default_factory=list)
 
 
 def readings(model: nn.Module, example: Inputs, names: Collection[str]) -> list[Reading]:
@@ -58,9 +53,6 @@ def readings(model: nn.Module, example: Inputs, names: Collection[str]) -> list[
         else:
             by_value[values[0]] = Reading([name])
             found.append(by_value[values[0]])
-    graph = _Graph(model, recording)
-    for index, reading in by_value.items():
-        reading.scalable = graph.scalable(index, set(reading.layers))
     return found
 
 
@@ -80,54 +72,23 @@ def _outside(value: Value, name: str, producers: dict[int, Operation]) -> Value:
     return value
 
 
-class _Graph:
-    """Finds parameters whose scale is the scale of a value."""
+def free_units(scales: FreeScales, reading: Reading) -> Tensor | None:
+    """Return the unit of each channel that layers read, where each can be scaled and no other weight reads it.
 
-    def __init__(self, model: nn.Module, recording: Recording) -> None:
-        self.producers, self.consumers = recording.producers(), recording.consumers()
-        self.results = recording.results
-        self.own = {name for name, _ in model.named_parameters()}
-        self.uses = Counter(value.name for operation in recording.operations for _, value in operation.inputs)
-        holders: dict[int, int] = {}
-        for _, parameter in model.named_parameters(remove_duplicate=False):
-            holders[id(parameter)] = holders.get(id(parameter), 0) + 1
-        self.shared = {name for name, own in model.named_parameters() if holders[id(own)] > 1}
+    Args:
+        scales: The free scales of the model.
+        reading: The layers.
 
-    def scalable(self, index: int, readers: set[str]) -> list[str]:
-        """Return the parameters behind a value that only these modules read; see :class:`Reading`."""
-        if index in self.results or any(
-            operation.key.module not in readers for operation, _ in self.consumers.get(index, [])
-        ):
-            return []
-        return self._behind(index)
-
-    def _behind(self, index: int) -> list[str]:
-        operation = self.producers.get(index)
-        if operation is None or len(operation.outputs) != 1:
-            return []
-        kind = operation.key.operation
-        if kind in _PRODUCTS:
-            return next((found for found in self._factors(operation) if found), [])
-        if kind in _NORMS or kind == "linear":
-            # layer_norm(input, shape, weight, bias); rms_norm(input, shape, weight); linear(input, weight, bias)
-            first = 1 if kind == "linear" else 2
-            given = [operation.at(first, "weight"), operation.at(first + 1, "bias")]
-            names = [entry[1].name for entry in given if entry is not None]
-            wanted = given[0] is not None and all(name is not None for name in names)
-            return self._free([name for name in names if name is not None]) if wanted else []
-        return []
-
-    def _factors(self, operation: Operation) -> Iterator[list[str]]:
-        """Yield what is behind each factor of a product: the scale of one is the scale of the product."""
-        largest = max(value.rank for _, value in operation.inputs)
-        for _, value in operation.inputs:
-            if value.name is not None and value.rank == 1:
-                yield self._free([value.name])
-            elif value.active and value.rank == largest and len(self.consumers[value.index]) == 1:
-                yield self._behind(value.index)
-
-    def _free(self, names: list[str]) -> list[str]:
-        """Return the names, or nothing when one of them has another use."""
-        if any(self.uses[name] != 1 or name in self.shared or name not in self.own for name in names):
-            return []
-        return names
+    Returns:
+        int64 ``[columns]``; None where that cannot be.
+    """
+    names = [f"{layer}.weight" for layer in reading.layers]
+    units = scales.channels.get(names[0])
+    if reading.calls > 1 or units is None:
+        return None
+    if bool((units == 0).any()) or len(units.unique()) < len(units):
+        return None
+    if any(bool(torch.isin(own, units).any()) for name, own in scales.read.items() if name not in names):
+        return None
+    same = all(name in scales.channels and torch.equal(scales.channels[name], units) for name in names)
+    return units if same else None
