@@ -13,8 +13,9 @@ from torch import Tensor, nn
 
 import dwindle as dw
 from dwindle.config.errors import ConfigError
-from dwindle.quantization import choose_bits, manual_bits, parity
+from dwindle.quantization import NumberFormat, choose_bits, manual_bits, parity
 from dwindle.quantization.aware_training import TrainingQuantizer
+from dwindle.quantization.mixed_precision.perturbation import rounding_error
 from dwindle.quantization.simulation import simulation_of
 
 
@@ -246,6 +247,24 @@ def test_contradictions_are_refused() -> None:
     tied = [{"op_names": ["again"], "target_names": ["weight"], "quant_dtype": "int4"}]
     with pytest.raises(ConfigError, match="same bits"):
         quick(net(), config_list=tied)
+
+
+def test_masked_weights_are_judged_as_they_are_read() -> None:
+    model = net()
+    pruner = dw.pruning.L1NormPruner(model, [{"op_names": ["wide"], "sparse_ratio": 0.75}])
+    pruner.compress()
+    found = quick(model, ratio=1.3)
+    layer = next(own for own in found.layers if own.name.startswith("wide"))
+    weight = model.wide.weight.detach()
+    assert int((weight == 0).sum()) >= 0.75 * weight.numel()
+    form = NumberFormat.parse("int4", "symmetric")
+    assert layer.errors[4] == pytest.approx(rounding_error(weight, 0, form))
+    assert found.ratio >= 1.3
+
+
+def test_a_quantized_model_is_refused() -> None:
+    with pytest.raises(ConfigError, match="quantized already"):
+        quick(dw.quantize(net(), labelled()))
 
 
 def test_data_that_hold_nan_are_refused() -> None:
