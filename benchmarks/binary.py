@@ -8,7 +8,8 @@ Each packed result is first compared with the float product of the same signs: t
 
 Networks: a small residual network is trained in float; then the same trained network is made binary (all but its
 first and last layer; Hardtanh in place of ReLU for the two methods with signs) at once and in stages: inputs, a quarter
-of the steps later weights, from half of the steps on a falling learning rate. Both have the same number of steps, the
+of the steps later weights, from half of the steps on a falling learning rate (``kept``: the same with an optimizer that
+does not begin anew with each stage). All have the same number of steps, the
 same learning rates and the same order of pictures. Results are kept after each network; a run that was stopped goes on.
 """
 
@@ -160,6 +161,7 @@ TASKS = {
     "digits": Task(digits, None, 1, 64, 10, 20),
 }
 RATE = 2e-3
+WAYS = ("float", "once", "four", "kept")
 
 
 def float_network(task: str, signs: bool, seed: int) -> nn.Module:
@@ -208,13 +210,13 @@ def batches(task: str, data: ImageData, seed: int) -> BatchLoader:
 
 
 def binary_network(task: str, method: str, how: str, seed: int) -> nn.Module:
-    """Return a trained float network that was made binary, ``how`` being once or four (stages)."""
+    """Return a trained float network that was made binary, ``how`` being one of :data:`WAYS` but the first."""
     data, (weights, activations) = loaded(task), METHODS[method]
     model = float_network(task, activations in ("bireal", "bnn"), seed)
     loader = batches(task, data, seed + 1000)
     steps = TASKS[task].epochs * len(loader)
     # The float network is the first stage; one step more shows the inputs that scales are taken from.
-    first, second = (1, steps // 4) if how == "four" else (0, 0)
+    first, second = (1, steps // 4) if how != "once" else (0, 0)
     quantizer = BinaryQuantizer(
         model,
         [{"op_types": ["Conv2d"], "exclude_op_names": ["stem"], "quant_dtype": "int1"}],
@@ -240,11 +242,13 @@ def right(task: str, model: nn.Module) -> float:
         return 100 * float(accuracy(model, [(data.test_images, data.test_labels)]))
 
 
-def networks(rows: list[dict[str, Any]], task: str, methods: list[str], seeds: int) -> Iterator[None]:
-    """Train in float, at once and in four stages; stop after each new row. Known rows are not made again."""
+def networks(
+    rows: list[dict[str, Any]], task: str, methods: list[str], ways: list[str], seeds: int
+) -> Iterator[None]:
+    """Train in float, at once and in stages; stop after each new row. Known rows are not made again."""
     for seed in range(seeds):
         for method in methods:
-            for how in ("float", "once", "four"):
+            for how in ways:
                 key: dict[str, Any] = {
                     "task": task,
                     "method": method,
@@ -273,6 +277,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=["xnor", "dorefa", "bireal"])
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS[:3]))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
@@ -284,7 +289,7 @@ def main() -> None:
             results["layers"] = layers(arguments.rounds)
     for task in (name for name in TASKS if name in parts):
         known = results.setdefault("networks", [])
-        for _ in networks(known, task, arguments.methods, arguments.seeds):
+        for _ in networks(known, task, arguments.methods, arguments.ways, arguments.seeds):
             write(arguments.output, results)
     write(arguments.output, results)
 
