@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError, FileFormatError
 from dwindle.quantization.numbers import NumberFormat
+from dwindle.quantization.quantizers.blocks import VALUES, blocks, dense
 
 _SHIFT = 128
 """Kernels take unsigned inputs: signed levels are counted from here."""
@@ -67,10 +68,19 @@ class IntegerLayer(nn.Module):
         raise NotImplementedError
 
     def levels(self, x: Tensor, inverse: float, zero_point: int) -> Tensor:
-        """Return the input's levels, uint8."""
+        """Return the input's levels, uint8.
+
+        Piece by piece: new memory for a whole float tensor costs more than all the arithmetic.
+        """
         shift = _SHIFT if self.form.signed else 0
-        rounded = torch.mul(x, inverse).round_().add_(zero_point)
-        return rounded.clamp_(self.form.lowest + shift, self.form.highest + shift).to(torch.uint8)
+        low, high = self.form.lowest + shift, self.form.highest + shift
+        (x,) = dense(x)
+        result = torch.empty_like(x, dtype=torch.uint8)
+        scratch = x.new_empty(min(VALUES * torch.get_num_threads(), x.numel()))
+        for (piece, room), _ in blocks([x, result], [], None):
+            rounded = torch.mul(piece, inverse, out=scratch[: piece.numel()])
+            room.copy_(rounded.round_().add_(zero_point).clamp_(low, high))
+        return result
 
     def forward(self, x: Tensor) -> Tensor:
         """Return what the layer gives for a float input, in its dtype."""
