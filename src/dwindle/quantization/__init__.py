@@ -1,8 +1,8 @@
 """Int8 quantization: ranges from data, one placement, a simulation that the real file matches."""
 
 from dwindle.quantization.aware_training import Bits, QuantizationStages, TrainingQuantizer, finish_training
-from dwindle.quantization.binarization import (
-    BinaryQuantizer,
+from dwindle.quantization.binarization import BinaryQuantizer
+from dwindle.quantization.binary_methods import (
     BiRealQuantizer,
     BNNQuantizer,
     DoReFaBinaryQuantizer,
