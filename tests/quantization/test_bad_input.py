@@ -15,7 +15,7 @@ from dwindle.export.qdq import export_qdq
 from dwindle.quantization import OBSERVERS, compare, parity, quantization_parameters, quantize
 from quantization.test_runtimes import in_onnxruntime, in_openvino
 
-X = torch.randn(24, 6)
+X = torch.randn(24, 6, generator=torch.Generator().manual_seed(0))
 
 
 def net():
@@ -65,7 +65,7 @@ def test_infinite_values_do_not_widen_a_range(observer):
     number = next(slot.place.input_quantizer for key, slot in first.items() if key.module == "0")
     reach = (255 - int(zero_point[number])) * float(scale[number])
     assert torch.isfinite(scale).all()
-    assert reach <= float(x[torch.isfinite(x)].max()) * 1.001
+    assert reach <= float(X.max()) + float(scale[number])  # the zero point is rounded to a level
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
