@@ -266,14 +266,17 @@ def runner(path: Path, runtime: str, precision: str = "f32") -> Callable[[dict[s
 
     Args:
         path: The file.
-        runtime: ``"onnxruntime"`` or ``"openvino"``.
+        runtime: ``"onnxruntime"``, ``"openvino"``, or ``"emulated"``: ONNX Runtime without any optimization, so in
+            float arithmetic, where no product can saturate.
         precision: What OpenVINO computes float operations in; ``"default"`` leaves it the choice (bfloat16 on some
             processors).
     """
-    if runtime == "onnxruntime":
+    if runtime in ("onnxruntime", "emulated"):
         import onnxruntime
 
         options = onnxruntime.SessionOptions()
+        if runtime == "emulated":
+            options.graph_optimization_level = onnxruntime.GraphOptimizationLevel.ORT_DISABLE_ALL
         options.intra_op_num_threads, options.log_severity_level = 1, 3
         session = onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         return lambda batch: session.run(None, batch)[0]
@@ -335,7 +338,7 @@ def quality(name: str, done: set[str], makers: list[str]) -> Iterator[dict[str, 
             yield {**row, "failed": f"{type(error).__name__}: {error}"[:300]}
             continue
         row["seconds"] = round(time.perf_counter() - begin, 1)
-        for runtime, path in paths.items():
+        for runtime, path in {**paths, "emulated": paths["onnxruntime"]}.items():
             real = _judged(case, runner(path, runtime))
             row[runtime] = {**figures(reference, real), "bytes": _bytes(path)}
             if simulated is not None:
@@ -386,6 +389,22 @@ def taking_turns(runs: dict[str, Callable[[], Any]], seconds: float) -> dict[str
     }
 
 
+def _processor_lines() -> list[str]:
+    path = Path("/proc/cpuinfo")
+    return path.read_text().splitlines() if path.exists() else []
+
+
+def _processor() -> str:
+    names = [line.partition(":")[2].strip() for line in _processor_lines() if line.startswith("model name")]
+    return names[0] if names else platform.processor() or platform.machine()
+
+
+def _has_vnni() -> bool | None:
+    """Whether products of uint8 and int8 are added up in 32 bits; None where nothing says so."""
+    flags = [line for line in _processor_lines() if line.startswith("flags")]
+    return any("vnni" in flag for flag in flags[0].split()) if flags else None
+
+
 def main() -> None:
     """Run what is not done yet."""
     parser = argparse.ArgumentParser(
@@ -403,7 +422,7 @@ def main() -> None:
     if not arguments.page:
         lines = arguments.output.read_text().splitlines() if arguments.output.exists() else []
         done = {json.loads(line)["name"] for line in lines}
-        machine = {"processor": platform.processor() or platform.machine(), "torch": torch.__version__}
+        machine = {"processor": _processor(), "vnni": _has_vnni(), "torch": torch.__version__}
         parts: list[Iterator[dict[str, Any]]] = []
         if arguments.only != "speed":
             parts += [quality(name, done, arguments.makers) for name in arguments.models]

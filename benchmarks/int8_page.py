@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 MAKERS = ("dwindle", "nncf", "onnxruntime")
-RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO"}
+RUNTIMES = {"onnxruntime": "ONNX Runtime", "openvino": "OpenVINO", "emulated": "float arithmetic"}
 _NAMES = {"dwindle": "dwindle", "nncf": "NNCF 3.4", "onnxruntime": "ONNX Runtime static"}
 
 _INTRODUCTION = """\
@@ -18,6 +18,14 @@ Made by `benchmarks/int8.py`, which says how; do not edit by hand. The same floa
 to dwindle, to NNCF's `quantize` and to ONNX Runtime's static quantization; other samples judge the files.
 EfficientNet-Lite0 (ImageNet weights) sees photographs, MiniLM sentences padded to 64 tokens, judged by their
 embeddings. The other three have random weights: what counts there is the signal to noise.
+"""
+
+_SATURATION = """\
+Processors without VNNI (AVX2 alone, and AVX-512 without it) multiply uint8 by int8 with an instruction that
+saturates in 16 bits. dwindle scales weights so that this cannot happen (`avoid_saturation`, its default); the other
+two do so nowhere or in the first layer alone by default, and lose much on such machines. *Float arithmetic* is the
+file in ONNX Runtime without its optimizations: what it would give where nothing saturates. Each row says in the
+results whether its machine had VNNI.
 """
 
 _PARITY = """\
@@ -97,4 +105,4 @@ def write_page(results: Path, page: Path) -> None:
         page: The Markdown file, which is replaced.
     """
     rows = _rows(results)
-    page.write_text("\n".join([_INTRODUCTION, _quality(rows), _PARITY, _SPEED, _speed(rows)]))
+    page.write_text("\n".join([_INTRODUCTION, _quality(rows), _PARITY, _SATURATION, _SPEED, _speed(rows)]))
