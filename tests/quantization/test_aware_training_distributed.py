@@ -19,7 +19,9 @@ def train(method: str, rank: int) -> dict[str, torch.Tensor]:
     model = nn.Sequential(nn.Conv2d(2, 6, 3), nn.BatchNorm2d(6), nn.ReLU(), nn.Flatten(), nn.Linear(96, 3))
     data = torch.randn(6, 4, 2, 6, 6, generator=torch.Generator().manual_seed(rank))
     stages = QuantizationStages(activations=2, watch=2)
-    quantizer = TrainingQuantizer(model, calibration_data=list(data[:1]), method=method, bits=4, stages=stages)
+    quantizer = TrainingQuantizer(
+        model, calibration_data=list(data[:1]), method=method, bits=4, stages=stages
+    )
     with dw.compress(model, [quantizer]) as run:
         wrapped = nn.parallel.DistributedDataParallel(model)
         optimizer = torch.optim.SGD(model.parameters(), 0.05, momentum=0.9)

@@ -75,7 +75,9 @@ def test_reasons():
     )
     reasons = {call: fact.reason for call, fact in facts.items() if fact.state == "float"}
     assert reasons["(model)/mul/0"] == "an operand is a constant: int8 kernels take two activations"
-    assert reasons["(model)/add/0"] == "its operand from (model)/silu/0 is in float; rounded for third/conv2d/0"
+    assert (
+        reasons["(model)/add/0"] == "its operand from (model)/silu/0 is in float; rounded for third/conv2d/0"
+    )
     assert reasons["left/conv2d/0"] == "config_list leaves left in float"
     assert reasons["(model)/mean/0"] == "its input is in float"
     assert reasons["norm/layer_norm/0"].startswith(
