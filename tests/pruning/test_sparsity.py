@@ -48,7 +48,9 @@ def test_sampling_gives_the_same_as_looking_at_all(shape: str, monkeypatch: pyte
 @given(st.integers(1, 60), st.floats(0, 1))
 def test_a_ratio_removes_exactly_its_count(n: int, ratio: float) -> None:
     (keep,) = choose([RankedUnits("x", torch.randn(n), ratio=ratio)])
-    assert int((~keep).sum()) == int(n * ratio)
+    nearest = round(n * ratio)
+    rounding = abs(n * ratio - nearest) < 1e-9  # 0.29 * 100 is 28.999999999999996, and means 29
+    assert int((~keep).sum()) == (nearest if rounding else int(n * ratio))
 
 
 def test_ratio_is_clipped_by_bounds() -> None:

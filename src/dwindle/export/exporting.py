@@ -38,6 +38,8 @@ FLOAT_TOLERANCE = 1e-3
 QUANTIZED_TOLERANCE = 0.1
 """Of the root mean square: 20 dB. In deep networks one rounding that falls to the other side makes others do so: even
 the simulation in float64 agrees with that in float32 to about 30 dB there."""
+WEIGHTS_ONLY_TOLERANCE = 10**-1.5
+"""Likewise: 30 dB. Where only weights are integers, nothing falls to another side."""
 GOOD_PARITY_DB = 30.0
 """Below this parity a note says so."""
 
@@ -59,6 +61,7 @@ class ExportResult:
         checked_batches: The batch sizes it was compared at.
         dynamic_batch: Whether the file takes any batch size.
         quantized: Whether it is an int8 model.
+        weights_only: Whether only its weights are integers.
         notes: What the user should know.
         seconds: How long it took.
     """
@@ -74,6 +77,7 @@ class ExportResult:
     checked_batches: list[int] = field(default_factory=list)
     dynamic_batch: bool = False
     quantized: bool = False
+    weights_only: bool = False
     notes: list[str] = field(default_factory=list)
     seconds: float = 0.0
 
@@ -163,6 +167,7 @@ def export(
         written, runner = _write(model, structure, draft, options, half_weights, verify)
         result = ExportResult(path, [], 0, FORMATS[path.suffix], notes=written.notes)
         result.dynamic_batch, result.quantized = written.dynamic_batch, written.quantized
+        result.weights_only = written.weights_only
         if verify:
             _compare(model, structure, runner, result, tolerance)
         result.files = _publish(written.files, path)
@@ -252,7 +257,8 @@ def _compare(
 
 def _judge(gap: Difference, batch: int | None, result: ExportResult, tolerance: float | None) -> None:
     measured = gap.root_mean_square if result.quantized else gap.relative
-    allowed = tolerance or (QUANTIZED_TOLERANCE if result.quantized else FLOAT_TOLERANCE)
+    usual = QUANTIZED_TOLERANCE if result.quantized else FLOAT_TOLERANCE
+    allowed = tolerance or (WEIGHTS_ONLY_TOLERANCE if result.weights_only else usual)
     at = f"at batch {batch}" if batch is not None else ""
     if gap.problem is not None:
         raise ExportError(f"the exported {result.format} file computes something else {at}: {gap.problem}")

@@ -21,12 +21,14 @@ class WrittenModel:
         files: All files, the model first.
         dynamic_batch: Whether the file takes any batch size.
         quantized: Whether it is an int8 model, made from a simulation.
+        weights_only: Whether only its weights are integers.
         notes: What the user should know.
     """
 
     files: list[Path]
     dynamic_batch: bool
     quantized: bool = False
+    weights_only: bool = False
     notes: list[str] = field(default_factory=list)
 
 
@@ -71,7 +73,9 @@ def write_onnx_of(
         captured = packed.write_packed(
             model, structure, path, dynamic_batch=dynamic_batch, opset=opset, exact_products=exact_products
         )
-        return WrittenModel([path], captured.dynamic_batch, quantized=True, notes=captured.notes)
+        return WrittenModel(
+            [path], captured.dynamic_batch, quantized=True, weights_only=True, notes=captured.notes
+        )
     captured = capture(model, structure, dynamic_batch=dynamic_batch)
     files = write_onnx(captured, path, opset=opset, external_data=external_data)
     return WrittenModel(files, captured.dynamic_batch, notes=captured.notes)
