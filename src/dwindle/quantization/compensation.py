@@ -160,7 +160,8 @@ def compensate(
         model: The model, not simulating yet, in evaluation mode.
         simulation: Where its quantizers stand.
         parameters: The packed scales and zero points.
-        batches: Data without labels. Of four or more batches every fourth is kept to check on.
+        batches: Data without labels. Of four or more batches every fourth is kept to check on; levels that pass are
+            made once more of all of the data.
         padding: The argument that tells padding from real tokens.
 
     Returns:
@@ -253,12 +254,15 @@ def _layer(
         better = (levels - zero) * scale
         before, after = _energies(nearest - own, check), _energies(better - own, check)
         kept = after < before
-        rows.append(torch.where(kept[:, None], better, nearest))
         for place_, value in enumerate((before, torch.where(kept, after, before), _energies(own, check))):
             energy[place_] += float(value.sum())
+        if checks is not products and bool(kept.any()):  # what the check has shown holds for all of the data
+            whole = products[group].double() + check
+            better = (compensated_levels(own, scale, zero, whole, form) - zero) * scale
+        rows.append(torch.where(kept[:, None], better, nearest))
     result = from_matrix(layer, torch.stack(rows), weight.shape).to(weight.dtype)
-    whole = max(energy[2], 1e-300)
-    return result, Compensated(place.name, energy[0] / whole, energy[1] / whole)
+    total = max(energy[2], 1e-300)
+    return result, Compensated(place.name, energy[0] / total, energy[1] / total)
 
 
 def _energies(rows: Tensor, products: Tensor) -> Tensor:
