@@ -16,10 +16,10 @@ from dwindle.graph import expressions
 from dwindle.graph.axes import CONCATENATION, LEAF, PARALLEL, PRODUCT, Axis
 from dwindle.graph.counts import CountSolver, count_of
 from dwindle.graph.expressions import Attribute, Dimension, TaggedInt, evaluate
+from dwindle.graph.nodes import Value
 from dwindle.graph.positions import kept_positions, positions
 from dwindle.graph.rules.registry import Scope
 from dwindle.graph.shuffles import observe_shuffles
-from dwindle.graph.trace import Value
 
 FAST = settings(max_examples=150, deadline=None, derandomize=True)
 

@@ -16,7 +16,8 @@ import dwindle as dw
 from dwindle.config.errors import CaptureError
 from dwindle.graph import analyse, record
 from dwindle.graph.expressions import Attribute, Dimension, describe, variables
-from dwindle.graph.trace import Node, Trace
+from dwindle.graph.nodes import Node
+from dwindle.graph.trace import Trace
 
 
 class Block(nn.Module):

@@ -16,13 +16,14 @@ from dwindle.graph.capture import capture
 from dwindle.graph.counts import CountSolver
 from dwindle.graph.exactness import inexact_leaves
 from dwindle.graph.experts import Mixture, find_mixtures
+from dwindle.graph.nodes import Value
 from dwindle.graph.own_sizes import observe_own_sizes
 from dwindle.graph.positions import Positions, positions
 from dwindle.graph.propagate import propagate
 from dwindle.graph.rules.registry import Scope
 from dwindle.graph.scales import Compensation, find_compensations
 from dwindle.graph.shuffles import observe_shuffles, shuffled_leaves
-from dwindle.graph.trace import Trace, Value
+from dwindle.graph.trace import Trace
 
 #: Axes smaller than this are not pruned (gates, the three of q, k, v); heads have their own limit.
 SMALLEST_AXIS = 4

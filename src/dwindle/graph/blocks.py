@@ -11,8 +11,9 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from dwindle.graph.module_calls import ModuleCall, values_of_output
+from dwindle.graph.nodes import Value
 from dwindle.graph.residual import Identity, Stretches
-from dwindle.graph.trace import Trace, Value
+from dwindle.graph.trace import Trace
 
 _NORM = "a norm follows the sum: without its branch the block would still normalise its input"
 _ACTIVATION = "an activation follows the sum, and its input may be negative"

@@ -13,8 +13,9 @@ from typing import Any
 import torch
 
 from dwindle.graph.axes import Axis
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.rules.registry import Mixing, Scope, rule_for
-from dwindle.graph.trace import Node, Trace, Value
+from dwindle.graph.trace import Trace
 
 _NOTHING: frozenset[Axis] = frozenset()
 

@@ -11,7 +11,8 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass, field
 
-from dwindle.graph.trace import Node, Trace, Value
+from dwindle.graph.nodes import Node, Value
+from dwindle.graph.trace import Trace
 
 #: Operators that keep the scores of the experts apart, along the last dimension.
 _SCORES = frozenset(

@@ -16,7 +16,8 @@ from typing import Any
 
 import torch
 
-from dwindle.graph.trace import Node, Trace, Value, values_in
+from dwindle.graph.nodes import Node, Value, values_in
+from dwindle.graph.trace import Trace
 
 #: Tensors larger than this are not followed position by position.
 LARGEST = 50_000_000

@@ -10,7 +10,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from dwindle.graph.trace import Value
+from dwindle.graph.nodes import Value
 
 
 @dataclass(eq=False, slots=True)

@@ -15,7 +15,7 @@ from typing import Any
 import torch
 
 from dwindle.graph.homogeneity import LARGEST, MOVEMENTS, UNARY, base_name, compressed, moved
-from dwindle.graph.trace import Node, Value
+from dwindle.graph.nodes import Node, Value
 
 #: For each parameter, which of its elements: a boolean tensor that broadcasts to its shape.
 Elements = dict[str, torch.Tensor]

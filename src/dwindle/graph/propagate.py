@@ -4,10 +4,11 @@ from __future__ import annotations
 
 from dwindle.graph import axes as algebra
 from dwindle.graph.axes import Axis
+from dwindle.graph.nodes import Node
 from dwindle.graph.rules import rule_for
 from dwindle.graph.rules.registry import Scope, freeze_everything
 from dwindle.graph.shuffles import PASSING
-from dwindle.graph.trace import Node, Trace
+from dwindle.graph.trace import Trace
 
 
 def propagate(traces: list[Trace]) -> tuple[dict[str, list[Axis]], Scope]:

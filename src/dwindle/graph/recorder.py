@@ -23,6 +23,7 @@ from dwindle.graph import expressions
 from dwindle.graph.function_caches import function_caches_kept
 from dwindle.graph.modes import in_mode
 from dwindle.graph.module_calls import recorded_calls
+from dwindle.graph.nodes import Value
 from dwindle.graph.opaque import opaque_modules, recorded_as_nodes, structure
 from dwindle.graph.outputs import main_outputs
 from dwindle.graph.recording import Recording
@@ -38,7 +39,7 @@ from dwindle.graph.stand_ins import (
     to_meta,
 )
 from dwindle.graph.tagging import tagged_integers
-from dwindle.graph.trace import Trace, Value
+from dwindle.graph.trace import Trace
 
 
 @contextmanager

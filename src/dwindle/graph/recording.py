@@ -10,8 +10,9 @@ import torch
 
 from dwindle.graph.expressions import Expression, Operation
 from dwindle.graph.module_calls import ModuleCall
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.opaque import OpaqueTarget
-from dwindle.graph.trace import Choice, Node, Value
+from dwindle.graph.trace import Choice
 
 _LIBRARY_FOLDERS = (torch.__path__[0] + os.sep, __file__.rsplit("graph", 1)[0])
 

@@ -9,8 +9,9 @@ from torch.overrides import TorchFunctionMode
 from torch.utils._python_dispatch import TorchDispatchMode
 
 from dwindle.graph.expressions import Dimension, Expression, Operation, TaggedFloat, TaggedInt
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.recording import Recording, where
-from dwindle.graph.trace import Choice, Node, Value
+from dwindle.graph.trace import Choice
 
 _SHAPE, _SIZE = torch.Tensor.shape, torch.Tensor.size
 _ELEMENTS = (torch.Tensor.numel, torch.Tensor.nelement, torch.numel)

@@ -13,7 +13,8 @@ from dataclasses import dataclass, replace
 
 import torch
 
-from dwindle.graph.trace import Node, Trace, Value, values_in
+from dwindle.graph.nodes import Node, Value, values_in
+from dwindle.graph.trace import Trace
 
 #: Operators that keep all elements in row-major order.
 _SAME_ORDER = frozenset(

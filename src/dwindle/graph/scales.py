@@ -17,10 +17,11 @@ import torch
 from dwindle.graph import axes as algebra
 from dwindle.graph.expressions import Attribute, Dimension, Expression, Operation, variables
 from dwindle.graph.homogeneity import UNARY, Followed, base_name, flat, uses_of
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.origins import Elements, origins
 from dwindle.graph.rules.contraction import default_scale
 from dwindle.graph.rules.registry import Scope, recorded_value
-from dwindle.graph.trace import Node, Trace, Value
+from dwindle.graph.trace import Trace
 
 _ATTENTION = "scaled_dot_product_attention"
 _MULTIPLIED, _DIVIDED = ("mul", "multiply"), ("div", "divide", "true_divide")

@@ -11,8 +11,8 @@ from torch import Tensor, nn
 
 from dwindle.config import Target
 from dwindle.config.granularity import activation_axis, weight_axes
+from dwindle.graph.nodes import Value
 from dwindle.graph.positions import positions
-from dwindle.graph.trace import Value
 from dwindle.pruning.coupling import Coupling
 from dwindle.pruning.plan import PlannedTarget
 

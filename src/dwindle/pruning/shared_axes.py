@@ -9,7 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from dwindle.graph.analysis import Analysis, AxisInfo
-from dwindle.graph.trace import Value, values_in
+from dwindle.graph.nodes import Value, values_in
 from dwindle.pruning.coupling import Coupling
 
 _ADDING = frozenset({"add", "add_", "sub", "sub_", "rsub"})

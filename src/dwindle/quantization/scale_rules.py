@@ -13,7 +13,7 @@ import torch
 from torch import Tensor
 
 from dwindle.graph.homogeneity import MOVEMENTS, UNARY, base_name, compressed, moved
-from dwindle.graph.trace import Node, Value, values_in
+from dwindle.graph.nodes import Node, Value, values_in
 from dwindle.quantization.scale_units import Units
 
 FROZEN = torch.zeros((), dtype=torch.int64)

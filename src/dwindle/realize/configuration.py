@@ -19,9 +19,9 @@ from torch import nn
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.counts import Counts, CountSolver
 from dwindle.graph.expressions import Attribute, Dimension, Expression, describe, evaluate
+from dwindle.graph.nodes import Node
 from dwindle.graph.origins import Elements
 from dwindle.graph.scales import ScaleFinder, expression_key, scale_of
-from dwindle.graph.trace import Node
 from dwindle.realize.blueprint import (
     Blueprint,
     Setting,

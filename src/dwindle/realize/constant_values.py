@@ -10,7 +10,7 @@ import torch
 
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
-from dwindle.graph.trace import Node, Value
+from dwindle.graph.nodes import Node, Value
 
 NAN = float("nan")
 

@@ -14,9 +14,9 @@ import torch
 
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.opaque import OpaqueTarget
 from dwindle.graph.positions import positions
-from dwindle.graph.trace import Node, Value
 from dwindle.realize import constants_weights
 from dwindle.realize.constant_values import NAN, ConstantValues
 

@@ -11,10 +11,10 @@ from collections.abc import Callable, Mapping
 import torch
 
 from dwindle.graph.axes import Axis
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.opaque import OpaqueTarget
 from dwindle.graph.positions import positions
 from dwindle.graph.rules.recurrent import RecurrentCall
-from dwindle.graph.trace import Node, Value
 
 RECURRENT = frozenset(
     {"lstm", "gru", "rnn_tanh", "rnn_relu", "lstm_cell", "gru_cell", "rnn_tanh_cell", "rnn_relu_cell"}

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
 from dwindle.graph.counts import Counts, count_of
-from dwindle.graph.trace import Node, Value
+from dwindle.graph.nodes import Node, Value
 
 _CONVOLUTIONS = (
     "conv1d",

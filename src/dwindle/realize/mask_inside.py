@@ -15,9 +15,9 @@ from dataclasses import dataclass, field
 import torch
 
 from dwindle.graph.axes import Axis
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.positions import Positions, kept_positions
 from dwindle.graph.rules.registry import Mixing, normalize_dims
-from dwindle.graph.trace import Node, Value
 
 #: Everything behind the data lies along its last dimensions.
 _ALIGNED_AT_THE_END = frozenset(

@@ -20,9 +20,9 @@ from dwindle.config.errors import RealizeError
 from dwindle.graph import axes as algebra
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import LEAF, UNIT, Axis
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.propagate import apply_rule
 from dwindle.graph.rules.registry import Scope, recorded_value
-from dwindle.graph.trace import Node, Value
 from dwindle.realize.mask_inside import masks_inside
 from dwindle.realize.replay import Replay, eager_call
 from dwindle.realize.surgery import tensor_slots

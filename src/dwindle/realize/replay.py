@@ -17,9 +17,10 @@ from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
 from dwindle.graph.counts import count_of
 from dwindle.graph.expressions import FUNCTIONS, Attribute, Dimension, Expression, Operation, variables
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.rules.creation import CREATIONS
 from dwindle.graph.rules.registry import expressions_for, recorded_value
-from dwindle.graph.trace import Node, Trace, Value
+from dwindle.graph.trace import Trace
 from dwindle.realize.mask_inside import MaskInside, masks_inside
 
 #: Arguments that hold sizes, by operator; every other integer is a dimension, a stride or the like.

@@ -17,8 +17,9 @@ from torch import fx, nn
 from dwindle.config.errors import RealizeError
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
+from dwindle.graph.nodes import Value
 from dwindle.graph.opaque import OpaqueTarget
-from dwindle.graph.trace import Trace, Value
+from dwindle.graph.trace import Trace
 from dwindle.realize.replay import Replay
 from dwindle.realize.surgery import _held, tensor_slots
 

@@ -13,7 +13,7 @@ from dataclasses import dataclass, field
 from dwindle.config.errors import ConfigError
 from dwindle.graph.axes import Axis
 from dwindle.graph.counts import Counts
-from dwindle.graph.trace import Node
+from dwindle.graph.nodes import Node
 from dwindle.search.ddpg import Agent, AgentOptions, Transition
 from dwindle.search.problem import Problem
 from dwindle.search.running import Outcome, Proposal, Proposals, Search, best_of

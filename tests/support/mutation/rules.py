@@ -10,9 +10,9 @@ from unittest import mock
 
 from dwindle.graph import axes as algebra
 from dwindle.graph.axes import CONCATENATION, LEAF, Axis
+from dwindle.graph.nodes import Node
 from dwindle.graph.rules import elementwise, registry
 from dwindle.graph.rules.registry import Scope
-from dwindle.graph.trace import Node
 
 #: Counts how often a mutation changed anything.
 Hits = list[str]

@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dwindle.graph import axes as algebra
+from dwindle.graph.nodes import Node
 from dwindle.graph.rules.elementwise import elementwise
 from dwindle.graph.rules.registry import Scope, rule
-from dwindle.graph.trace import Node
 
 rule(
     "multiply", "divide", "subtract", "true_divide", "floor_divide", "negative", "absolute", "positive",

@@ -7,9 +7,9 @@ from typing import Any
 from dwindle.graph import axes as algebra
 from dwindle.graph.axes import Axis
 from dwindle.graph.expressions import Dimension, Expression, Operation
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.rules.elementwise import broadcast
 from dwindle.graph.rules.registry import Scope, freeze_everything, recorded_value, rule
-from dwindle.graph.trace import Node, Value
 
 
 @rule("linear")

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.rules.elementwise import broadcast
 from dwindle.graph.rules.registry import Scope, drop, rule
-from dwindle.graph.trace import Node, Value
 
 
 @rule("cosine_similarity", "pairwise_distance")

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 from dwindle.graph.axes import UNIT, Axis
 from dwindle.graph.expressions import Expression, variables
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.rules.registry import Scope, rule
-from dwindle.graph.trace import Node, Value
 
 _ALSO_POINTWISE = (
     "<pointwise>",

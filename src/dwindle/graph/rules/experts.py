@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from dwindle.graph.axes import Axis
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.rules.registry import Scope, freeze_everything, rule
-from dwindle.graph.trace import Node, Value
 
 #: Rows must start at multiples of 16 bytes: eight numbers of half precision.
 ALIGNMENT = 8

@@ -5,9 +5,9 @@ from __future__ import annotations
 import torch
 
 from dwindle.graph.axes import Axis
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.rules.elementwise import broadcast
 from dwindle.graph.rules.registry import Scope, freeze_everything, rule
-from dwindle.graph.trace import Node, Value
 
 
 @rule("embedding")

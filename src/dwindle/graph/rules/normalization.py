@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from dwindle.graph import axes as algebra
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.rules.elementwise import broadcast
 from dwindle.graph.rules.registry import Scope, normalize_dims, rule
-from dwindle.graph.trace import Node, Value
 
 
 def _outputs(node: Node, data: Value, scope: Scope) -> None:

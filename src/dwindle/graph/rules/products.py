@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dwindle.graph.nodes import Node
 from dwindle.graph.rules.registry import Scope, rule
-from dwindle.graph.trace import Node
 
 
 @rule("tensordot")

@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 from dwindle.graph import axes as algebra
 from dwindle.graph.axes import Axis
+from dwindle.graph.nodes import Node, Value, values_in
 from dwindle.graph.rules.registry import Scope, freeze_everything, rule
-from dwindle.graph.trace import Node, Value, values_in
 
 _GATES = {"lstm": 4, "gru": 3, "rnn_tanh": 1, "rnn_relu": 1}
 

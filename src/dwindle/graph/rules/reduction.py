@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
+from dwindle.graph.nodes import Node
 from dwindle.graph.rules.registry import Scope, drop, freeze_everything, normalize_dims, rule
 from dwindle.graph.rules.shape import spatial
-from dwindle.graph.trace import Node
 
 _EXACT = {"sum", "nansum", "count_nonzero"}
 

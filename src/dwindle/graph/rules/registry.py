@@ -11,8 +11,8 @@ from torch import nn
 from dwindle.graph import axes as algebra
 from dwindle.graph.axes import Axis
 from dwindle.graph.expressions import Attribute, Dimension, Expression, evaluate
+from dwindle.graph.nodes import Node, Value, values_in
 from dwindle.graph.opaque import OpaqueTarget
-from dwindle.graph.trace import Node, Value, values_in
 
 #: Beyond this a tensor dimension is never cut into single indices.
 _MANY = 64
@@ -189,7 +189,7 @@ def register_axis_rule(*targets: str | type[nn.Module]) -> Callable[[Rule], Rule
     subclass) becomes a single node, whatever its code does: ``node.data`` holds its input tensors,
     ``node.parameters`` its parameters and buffers by name. Its code then runs on real values.
 
-    The rule gets the :class:`~dwindle.graph.trace.Node` and the :class:`Scope`, relates the axes of the
+    The rule gets the :class:`~dwindle.graph.nodes.Node` and the :class:`Scope`, relates the axes of the
     arguments (``scope.unify``, ``scope.freeze``, ``scope.mix``) and sets ``node.outputs[i].axes``, one axis a
     dimension.
 

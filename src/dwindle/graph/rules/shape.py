@@ -6,8 +6,8 @@ from collections.abc import Sequence
 
 from dwindle.graph import axes as algebra
 from dwindle.graph.axes import UNIT, Axis
+from dwindle.graph.nodes import Node, Value
 from dwindle.graph.rules.registry import Scope, freeze_everything, recorded_value, rule, single
-from dwindle.graph.trace import Node, Value
 
 
 @rule(

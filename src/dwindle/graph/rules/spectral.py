@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
+from dwindle.graph.nodes import Node
 from dwindle.graph.rules.registry import Scope, freeze_everything, normalize_dims, rule
-from dwindle.graph.trace import Node
 
 
 @rule("view_as_complex", "_view_as_complex")
