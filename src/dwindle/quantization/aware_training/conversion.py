@@ -69,6 +69,7 @@ def finished(model: nn.Module) -> nn.Module:
 def _final_weights(model: nn.Module, bank: TrainedQuantizers) -> dict[CallKey, Tensor]:
     """Put rounded weights into the parameters, and return the scales that they have behind folding."""
     scales = {}
+    parameters = dict(model.named_parameters())
     done: set[str] = set()
     for key, number in bank.weight_of.items():
         quantizer = bank.weights[number]
@@ -77,7 +78,7 @@ def _final_weights(model: nn.Module, bank: TrainedQuantizers) -> dict[CallKey, T
         normalization = bank.places.normalization_of.get(key.module)
         folded_first = bank.normalization_of.get(key)
         name = bank.places.final.weights[key].name
-        parameter = dict(model.named_parameters()).get(name)
+        parameter = parameters.get(name)
         if parameter is not None and name not in bank.places.borrowed and name not in done:
             done.add(name)
             behind = None if folded_first is None else [model.get_submodule(own) for own in folded_first]

@@ -12,11 +12,12 @@ from torch import nn
 from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.quantization.mixed_precision import integer_program
 from dwindle.quantization.mixed_precision.allocation import Assignment
+from dwindle.quantization.mixed_precision.layer_bits import LayerBits
 from dwindle.quantization.mixed_precision.layers import Address, Layer, Structure, examine, with_bits
 from dwindle.quantization.mixed_precision.pareto import Frontier, assignment_of, groups_of, supported
 from dwindle.quantization.mixed_precision.perturbation import Errors, activation_errors, weight_errors
 from dwindle.quantization.mixed_precision.policies import Posed, check_policy, pose, pose_without_harm
-from dwindle.quantization.mixed_precision.result import LayerBits, MixedPrecision
+from dwindle.quantization.mixed_precision.result import MixedPrecision
 from dwindle.quantization.mixed_precision.sensitivity import Loss, Options, Traces, kept_batches, traces
 from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.observers import Observer, make_observer

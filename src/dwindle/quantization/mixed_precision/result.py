@@ -122,4 +122,4 @@ class MixedPrecision:
         return None if self.harm is None else (self.ratio, self.harm)
 
 
-__all__ = ["LayerBits", "MixedPrecision"]
+__all__ = ["MixedPrecision"]
