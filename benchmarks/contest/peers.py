@@ -211,7 +211,10 @@ def nncf_magnitude(scope: str, *, scheduled: bool) -> Method:
         from nncf.torch.function_hook.pruning.magnitude.schedulers import ExponentialMagnitudePruningScheduler
 
         mode = getattr(nncf.PruneMode, f"UNSTRUCTURED_MAGNITUDE_{scope.upper()}")
-        model = nncf.prune(model, mode, ratio=0.0 if scheduled else ratio, examples_inputs=task.examples)
+        share = 0.0 if scheduled else ratio
+        model = nncf.prune(
+            model, mode, ratio=share, ignored_scope=_no_embeddings(), examples_inputs=task.examples
+        )
         if not scheduled:
             before = task.accuracy(model)
             task.tune(model, seed)
@@ -271,7 +274,7 @@ def nncf_rb() -> Method:
 
         torch.manual_seed(seed)
         mode = nncf.PruneMode.UNSTRUCTURED_REGULARIZATION_BASED
-        model = nncf.prune(model, mode, examples_inputs=task.examples)
+        model = nncf.prune(model, mode, ignored_scope=_no_embeddings(), examples_inputs=task.examples)
         loss = RBLoss(model, target_ratio=ratio).train()
         half = max(1, task.tuning // 2)
         schedule = ExponentialRBPruningScheduler(
@@ -287,6 +290,13 @@ def nncf_rb() -> Method:
         return _stripped(model), None
 
     return Method("RB", "nncf", "unstructured", run)
+
+
+def _no_embeddings() -> Any:
+    """The same weights for all tools: those of convolutions and linear layers, not the tables that NNCF adds."""
+    import nncf
+
+    return nncf.IgnoredScope(types=["embedding"], validate=False)
 
 
 def _stripped(model: nn.Module) -> nn.Module:

@@ -59,7 +59,7 @@ def test_nan_that_the_model_makes():
 def test_infinite_values_do_not_widen_a_range(observer):
     x = X.clone()
     x[0, 0], x[1, 1] = math.inf, -math.inf
-    quantized = quantize(net(), [x, X], observer=observer, bias_correction=False)
+    quantized = quantize(net(), [x, X], observer=observer, bias_correction=False, settle_scales=False)
     scale, zero_point, _, _ = quantization_parameters(quantized)
     first = quantized._dwindle_quantization.slots
     number = next(slot.place.input_quantizer for key, slot in first.items() if key.module == "0")

@@ -120,8 +120,8 @@ class IntegerWeight:
         values: In the type that its levels are stored as, the weight's shape.
         scale: float32: one value, one per channel, or a matrix with one per block.
         zero_point: In the type of the values, the shape of the scale.
-        bias: float64 bias, unrounded, or None.
-        bias_scale: float64 scale of the bias: input scale times weight scale, one value or one per channel.
+        bias: Unrounded bias, float32 or as wide as the model is, or None.
+        bias_scale: float32 scale of the bias: input scale times weight scale, one value or one per channel.
     """
 
     values: np.ndarray
@@ -165,8 +165,8 @@ def integer_weights(
             integers(weight, scale, zero_point, place).astype(kind),
             _in_file(scale, weight, place).numpy(),
             _in_file(zero_point, weight, place).numpy().astype(kind),
-            None if bias is None else bias.cpu().double().numpy(),
-            scale.double().numpy() * float(activation_scale[place.input_quantizer]),
+            None if bias is None else bias.cpu().to(torch.promote_types(bias.dtype, torch.float32)).numpy(),
+            (scale * activation_scale[place.input_quantizer]).numpy(),
         )
     return result
 

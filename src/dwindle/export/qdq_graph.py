@@ -153,14 +153,14 @@ class GraphEditor:
         Args:
             node: The placeholder.
             name: What to call the bias.
-            bias: float64 values.
-            scale: float64 scale, one value or one per channel (of a group, which is repeated).
+            bias: Values, float32 or float64; divided as the simulation divides them, down to the last bit.
+            scale: float32 scale, one value or one per channel (of a group, which is repeated).
         """
         output = node.output[0]
         if scale.size > 1 and scale.size != bias.size:
             scale = np.tile(scale, bias.size // scale.size)
         limit = float(2**31 - 1)
-        integers = np.clip(np.round(bias / scale), -limit, limit)
+        integers = np.clip(np.round(bias / scale).astype(np.float64), -limit, limit)
         readers = self._readers.get(output, [])
         if any(reader.op_type not in _WITH_BIAS or reader.input[2] != output for reader in readers):
             rounded = (integers * scale).astype(np.float32)  # added apart from the product, in float

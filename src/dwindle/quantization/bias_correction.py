@@ -142,7 +142,7 @@ class _MeanOf(SimulationMode):
 
     def __init__(self, simulation: Simulation, parameters: tuple[Tensor, ...], wanted: CallKey) -> None:
         super().__init__(simulation, parameters)
-        self.wanted = wanted
+        self.wanted, self.rounds_biases = wanted, False  # only the wanted one is left as it is: see bias()
         self.mean: Tensor | None = None
         self.rows = 0
 

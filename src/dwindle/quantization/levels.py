@@ -1,8 +1,9 @@
 """Values to their levels and back: what a quantizer of the simulation does to a tensor.
 
-The bits are those of torch's own ``fake_quantize`` kernels, a few times as fast (see
-:mod:`dwindle.quantization.quantizers.rounding`), with two differences that a simulation needs. NaN stays NaN, and
-infinity becomes the highest level; torch's kernels give the lowest level for both.
+What torch's own ``fake_quantize`` kernels do, a few times as fast (see
+:mod:`dwindle.quantization.quantizers.rounding`), with differences that a simulation needs. NaN stays NaN, and
+infinity becomes the highest level; torch's kernels give the lowest level for both. Values are divided by the scale, as
+ONNX says and its runtimes do, where torch multiplies by the reciprocal.
 """
 
 from __future__ import annotations
@@ -49,7 +50,7 @@ def _rounded(
 ) -> Tensor:
     if torch.is_grad_enabled() and value.requires_grad:
         return learned_round(value, scale, zero_point, form, axis)
-    return round_to_levels(value, scale, zero_point, form, axis)
+    return round_to_levels(value, scale, zero_point, form, axis, divide=True)
 
 
 def as_blocks(matrix: Tensor, axis: int, block: int) -> Tensor:

@@ -163,7 +163,7 @@ class Placer:
     def _forward(self, operation: Operation) -> None:
         name = operation.key.operation
         if operation.key in self.compute:
-            if self.compute[operation.key][0].quantize_output:
+            if self.compute[operation.key][0].quantize_output or self._gains_by_integers(operation):
                 self._carry_behind(operation)
         elif operation.key in self.result.outputs:
             return  # a fused activation whose quantizer stands already
@@ -176,15 +176,49 @@ class Placer:
         elif self._shares(operation):
             self._share(operation)
 
-    def _carry_behind(self, operation: Operation) -> None:
-        """Put a quantizer on an operation's output, behind the activation that fuses with it."""
-        value, last = operation.outputs[0], operation
+    def _gains_by_integers(self, operation: Operation) -> bool:
+        """Say whether a kernel that may give either float or int8 should give int8."""
+        if not self.backend.fuses_sums or self._fuses_into_sum(operation.outputs[0]):
+            return False
+        value, _ = self._with_activation(operation)
+        return any(
+            self._is_int8_reader(reader, position)
+            or (reader.key.operation in self.backend.sums and self._wanted_after(reader.outputs[0]))
+            or (
+                (self._passes_on(reader) or reader.key.operation in self.backend.concatenations)
+                and any(self._wanted_after(made) for made in reader.outputs)
+            )
+            for reader, position in self.consumers.get(value.index, ())
+        )
+
+    def _fuses_into_sum(self, value: Value) -> bool:
+        """Say whether the kernel that makes a value also does the sum that is the only one to read it."""
+        producer = self.producers.get(value.index)
+        readers = self.consumers.get(value.index, [])
+        return (
+            self.backend.fuses_sums
+            and producer is not None
+            and producer.key in self.compute
+            and value.index not in self.carried
+            and value.index not in self.recording.results
+            and len(readers) == 1
+            and readers[0][0].key.operation in self.backend.sums
+        )
+
+    def _with_activation(self, operation: Operation) -> tuple[Value, Operation]:
+        """Return what comes behind an operation and the activation that fuses with it, and the last of both."""
+        value = operation.outputs[0]
         readers = self.consumers.get(value.index, [])
         if len(readers) == 1 and value.index not in self.recording.results:
             reader = readers[0][0]
             plain = len(reader.active_inputs) == 1 and len(reader.inputs) == 1
             if reader.key.operation in self.backend.fused_activations and plain:
-                value, last = reader.outputs[0], reader
+                return reader.outputs[0], reader
+        return value, operation
+
+    def _carry_behind(self, operation: Operation) -> None:
+        """Put a quantizer on an operation's output, behind the activation that fuses with it."""
+        value, last = self._with_activation(operation)
         if value.index in self.recording.results:
             return self._stays(last, "the model gives it back: results stay in full precision")
         form = self.overrides.output_form((last.key.module, operation.key.module), self.default)
@@ -200,18 +234,23 @@ class Placer:
             return self._stays(operation, "an operand is a constant: int8 kernels take two activations")
         if self.overrides.is_float_output(operation.key):
             return self._stays(operation, "config_list leaves its output in float")
+        fusable = [value for _, value in operands if self._fuses_into_sum(value)]
+        if not self._wanted_after(operation.outputs[0]):
+            return self._stays(operation, _UNREAD)
+        if len(fusable) == len(operands):  # one kernel takes what the others have given
+            for value in fusable[:-1]:
+                self._carry_behind(self.producers[value.index])
         carried = [value.index in self.carried for _, value in operands]
         if not any(carried):
             return self._stays(operation, "no operand comes in int8")
-        if not self._wanted_after(operation.outputs[0]):
-            return self._stays(operation, _UNREAD)
+        fused = next((value for value in fusable if value.index not in self.carried), None)
         product = "mul" in operation.key.operation
         for (_, value), is_carried in zip(operands, carried, strict=True):
             gate = product and self._is_gate(value)
-            if not (is_carried or self._demanded(value) or gate):
+            if not (is_carried or self._demanded(value) or gate or value is fused):
                 return self._stays(operation, f"its operand from {self._maker(value)} is in float")
         for position, value in operands:
-            if value.index not in self.carried:
+            if value.index not in self.carried and value is not fused:
                 self._edge(operation, position, value, self.default)
         self._carry_behind(operation)
 

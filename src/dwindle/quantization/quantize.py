@@ -17,33 +17,27 @@ from torch import Tensor, nn
 from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.quantization.aware_training.bank import bank_of
 from dwindle.quantization.bias_correction import correct_biases, correction_method
-from dwindle.quantization.calls import CallKey, run_with, without_nan
+from dwindle.quantization.calls import run_with, without_nan
 from dwindle.quantization.compensation import compensate
 from dwindle.quantization.equalization import equalize as equalize_layers
 from dwindle.quantization.explanation import unheeded_weights
 from dwindle.quantization.fallback import quantize_within
 from dwindle.quantization.folding import Fold, apply_folds, find_folds
 from dwindle.quantization.free_scales import find_free_scales
-from dwindle.quantization.numbers import NumberFormat, scale_and_zero_point
+from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.observers import Observer, make_observer
 from dwindle.quantization.operators import Backend, get_backend
 from dwindle.quantization.outliers import divide_outliers
 from dwindle.quantization.overrides import Overrides, overrides_from_config
 from dwindle.quantization.padding import PADDING_MASK, padding_mask
-from dwindle.quantization.placement import Placement, WeightPlace, place, summarize
+from dwindle.quantization.placement import Placement, place, summarize
 from dwindle.quantization.plan import plan_of, record_history
 from dwindle.quantization.reconstruction import COMPENSATION, Reconstruction, get_rounding, reconstruct
 from dwindle.quantization.recording import Recording, record, rectified_calls
-from dwindle.quantization.simulation import (
-    ObservingMode,
-    PlacedMode,
-    Simulation,
-    WeightSlot,
-    attach,
-    is_quantized,
-)
+from dwindle.quantization.scales import ScaleOptions, packed_parameters
+from dwindle.quantization.simulation import ObservingMode, Simulation, attach, is_quantized
 from dwindle.quantization.smoothing import smooth as smooth_activations
-from dwindle.quantization.weights import check_weight_range, is_depthwise, weight_levels
+from dwindle.quantization.weights import check_weight_range
 from dwindle.training.inputs import Inputs, forward_inputs, input_batches
 from dwindle.training.progress import tracked
 
@@ -91,6 +85,7 @@ def quantize(
     adapt: Callable[[Any], Any] | None = None,
     max_batches: int | None = None,
     avoid_saturation: bool = True,
+    settle_scales: bool = True,
     equalize: bool = False,
     smooth: float | None = None,
     weight_range: str = "minmax",
@@ -124,6 +119,9 @@ def quantize(
         avoid_saturation: Scale weights so that processors without VNNI compute the same as others (see
             :func:`dwindle.quantization.weights.weight_scale`). Switch it off, for up to one more bit of
             precision, when the file runs only on processors with VNNI, AMX or ARM's dot product.
+        settle_scales: Enlarge scales by up to a few percent so that no value of an integer kernel lies near a half,
+            where runtimes round differently (:mod:`dwindle.quantization.requantization`): the file then gives what the
+            simulation gives.
         equalize: Make the ranges of each channel equal in the layers that make and read it, wherever that
             leaves the float model the same function (:mod:`dwindle.quantization.equalization`).
         smooth: SmoothQuant's alpha, between 0 and 1: move outliers of activations into weights
@@ -200,8 +198,9 @@ def quantize(
     ranges = Simulation(placement, {}, folds)
     for batch in data:
         run_with(simulated, ObservingMode(ranges, observers, padding_mask(batch[1], padding)), *batch)
-    parameters, slots = _parameters(
-        simulated, placement, folds, observers, data.example, avoid_saturation, weight_range
+    scales = ScaleOptions(avoid_saturation, weight_range, settle_scales)
+    parameters, slots = packed_parameters(
+        simulated, recording, placement, folds, observers, [data.example, *data.kept], scales
     )
     simulation = Simulation(placement, slots, folds, factors=factors)
     reference = simulated
@@ -302,25 +301,6 @@ def _rescale(
     return factors
 
 
-def _parameters(
-    model: nn.Module,
-    placement: Placement,
-    folds: list[Fold],
-    observers: list[Observer],
-    example: Inputs,
-    avoid_saturation: bool,
-    weight_range: str,
-) -> tuple[tuple[Tensor, ...], dict[CallKey, WeightSlot]]:
-    """Return the packed scales and zero points of activations and weights, and where weights' stand."""
-    scale, zero_point = _activation_parameters(placement, observers)
-    slots, weight_scale, weight_zero_point = weight_parameters(
-        model, placement, folds, example, scale, avoid_saturation, weight_range
-    )
-    device = next(model.parameters()).device
-    packed = (scale, zero_point, weight_scale, weight_zero_point)
-    return tuple(part.to(device) for part in packed), slots
-
-
 def _warn_of_unheeded(overrides: Overrides, placement: Placement) -> None:
     """Say which weights stay in float although the config_list gives them a number format."""
     unheeded = unheeded_weights(overrides, placement)
@@ -337,99 +317,3 @@ def _preset(name: str) -> Preset:
     if name not in PRESETS:
         raise ConfigError(f"preset {name!r} is not known: {', '.join(PRESETS)}{did_you_mean(name, PRESETS)}")
     return PRESETS[name]
-
-
-def _activation_parameters(placement: Placement, observers: list[Observer]) -> tuple[Tensor, Tensor]:
-    scales, zero_points = [], []
-    for name, form, observer in zip(placement.names, placement.forms, observers, strict=True):
-        try:
-            low, high = observer.range(form)
-        except ValueError as error:
-            raise ConfigError(f"no finite value reached {name} in the calibration data: {error}") from error
-        if low == high == 0.0:
-            warnings.warn(
-                f"only zeros reached {name} in the calibration data; its range is taken to be -1 to 1",
-                stacklevel=4,
-            )
-            low, high = -1.0, 1.0
-        scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), form)
-        scales.append(scale)
-        zero_points.append(zero_point)
-    return torch.stack(scales), torch.stack(zero_points)
-
-
-class _WeightsMode(PlacedMode):
-    """Takes the weights as the calls read them (after masks and other parametrizations)."""
-
-    def __init__(self, simulation: Simulation) -> None:
-        super().__init__(simulation)
-        self.weights: dict[Any, Tensor] = {}
-        self.biases: dict[Any, Tensor] = {}
-        self.groups: dict[Any, int] = {}
-
-    def on_call(self, key: Any, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any]) -> Any:
-        """Keep the weight and the bias of a call."""
-        slot = self.simulation.slots.get(key)
-        if slot is not None:
-            for found, position in ((self.weights, slot.place.position), (self.biases, slot.place.bias)):
-                if position is not None:
-                    where = position[0]
-                    found[key] = args[where] if isinstance(where, int) else kwargs[where]
-            self.groups[key] = kwargs.get("groups", args[6] if len(args) > 6 else 1)
-        return super().on_call(key, func, args, kwargs)
-
-
-def weight_parameters(
-    model: nn.Module,
-    placement: Placement,
-    folds: list[Fold],
-    example: Inputs,
-    activation_scale: Tensor,
-    avoid_saturation: bool,
-    weight_range: str = "minmax",
-) -> tuple[dict[Any, WeightSlot], Tensor, Tensor]:
-    """Return the slots of all weights, and their packed scales and zero points.
-
-    Scales are kept large enough that the int32 bias, whose scale is input scale times weight scale, does not
-    overflow: a channel of nearly zero weights would otherwise lose its bias in the runtime.
-    """
-    slots = {key: WeightSlot(weight, 0, 0) for key, weight in placement.weights.items()}
-    mode = _WeightsMode(Simulation(placement, slots, folds))
-    run_with(model, mode, *example)
-    scales: list[Tensor] = []
-    zero_points: list[Tensor] = []
-    start = 0
-    for key, slot in slots.items():
-        weight, bias = mode.weights[key].detach(), mode.biases.get(key)
-        least = None
-        if bias is not None and mode.simulation.has_integer_kernel(slot):
-            input_scale = float(activation_scale[slot.place.input_quantizer])
-            least = _smallest_scale(bias.detach(), input_scale, weight, slot.place.axis)
-        pairs = avoid_saturation and not is_depthwise(weight, mode.groups.get(key, 1))
-        scale, zero_point = _levels_of(slot.place, weight, pairs, weight_range == "mse", least)
-        slot.start, slot.length = start, scale.numel()
-        start += slot.length
-        scales.append(scale.cpu())
-        zero_points.append(zero_point.cpu())
-    return slots, torch.cat(scales), torch.cat(zero_points)
-
-
-def _smallest_scale(bias: Tensor, input_scale: float, weight: Tensor, axis: int | None) -> Tensor:
-    """Return scales of the weight, float64, with which the int32 bias stays below half of its largest level."""
-    floor = bias.abs().double().reshape(-1) / (input_scale * 2.0**30)
-    return floor if axis is not None and floor.numel() == weight.shape[axis] else floor.amax().reshape(1)
-
-
-def _levels_of(
-    place: WeightPlace, weight: Tensor, avoid_saturation: bool, clip: bool, least: Tensor | None
-) -> tuple[Tensor, Tensor]:
-    """Return a weight's scales and zero points.
-
-    Raises:
-        ConfigError: It cannot be quantized; the message names it.
-    """
-    options: dict[str, Any] = {"avoid_saturation": avoid_saturation, "clip": clip, "least": least}
-    try:
-        return weight_levels(weight, place.axis, place.form, place.block, **options)
-    except ConfigError as error:
-        raise ConfigError(f"{place.name} cannot be quantized: {error}") from error

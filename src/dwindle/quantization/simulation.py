@@ -27,6 +27,7 @@ from dwindle.quantization.calls import (
     untrack_modules,
 )
 from dwindle.quantization.folding import Fold
+from dwindle.quantization.integer_sums import summed_in_integers
 from dwindle.quantization.levels import fake_quantize
 from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.observers import Observer
@@ -123,6 +124,12 @@ class PlacedMode(CallMode):
         """Return what the call gets of its bias."""
         return value
 
+    def compute(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], key: CallKey, slot: WeightSlot
+    ) -> Any:
+        """Run a call with a quantized weight, its operands being what the methods above gave."""
+        return func(*args, **kwargs)
+
     def result(self, value: Tensor, key: CallKey, slot: WeightSlot) -> Tensor:
         """Return what a call with a quantized weight gave, before the quantizer behind it."""
         return value
@@ -141,15 +148,22 @@ class PlacedMode(CallMode):
             if slot.place.bias is not None:
                 bias = partial(self.bias, key=key, slot=slot)
                 args, kwargs = replace_at(args, kwargs, slot.place.bias, bias)
-        output = func(*args, **kwargs)
-        if slot is not None:
-            output = self.result(output, key, slot)
+        if slot is None:
+            output = func(*args, **kwargs)
+        else:
+            output = self.result(self.compute(func, args, kwargs, key, slot), key, slot)
         made = simulation.placement.outputs.get(key)
         return output if made is None else map_tensors(output, partial(self.activation, quantizer=made))
 
 
 class SimulationMode(PlacedMode):
-    """Rounds every quantized value to its levels. Reads nothing back to the host."""
+    """Rounds every quantized value to its levels. Reads nothing back to the host.
+
+    Attributes:
+        rounds_biases: Whether biases are rounded as well.
+    """
+
+    rounds_biases = True
 
     def __init__(self, simulation: Simulation, parameters: tuple[Tensor, ...]) -> None:
         super().__init__(simulation)
@@ -184,6 +198,26 @@ class SimulationMode(PlacedMode):
             self.weight_scale[slot.start : slot.start + slot.length] * self.scale[slot.place.input_quantizer]
         )
         return round_bias(value, scale)
+
+    def compute(
+        self, func: Any, args: tuple[Any, ...], kwargs: dict[str, Any], key: CallKey, slot: WeightSlot
+    ) -> Any:
+        """Sum whole numbers where a runtime has an integer kernel."""
+        simulation, place = self.simulation, slot.place
+        if simulation.exporting or not simulation.has_integer_kernel(slot):
+            return func(*args, **kwargs)
+        scales = self.scale[place.input_quantizer], self.weight_scale[slot.start : slot.start + slot.length]
+        positions = place.position, place.bias
+        return summed_in_integers(
+            func,
+            key.operation,
+            args,
+            kwargs,
+            scales,
+            place.axis,
+            positions,
+            round_bias=self.rounds_biases,
+        )
 
 
 def round_bias(bias: Tensor, scale: Tensor) -> Tensor:

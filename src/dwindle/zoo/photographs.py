@@ -130,7 +130,7 @@ def photographs(
     seed: int = 0,
     debian: bool = False,
 ) -> Tensor:
-    """Cut crops out of the photographs and normalise them.
+    """Cut crops out of the photographs, as bytes, and normalise them.
 
     The first crop of each photograph is its centre (short side to ``size / 0.875``, as ImageNet models are
     tested); the others have a random place and size and are mirrored half of the time, always the same ones
@@ -196,7 +196,7 @@ def _resize(picture: Tensor, height: int, width: int) -> Tensor:
     resized = torch.nn.functional.interpolate(
         picture.unsqueeze(0), (height, width), mode="bicubic", antialias=True, align_corners=False
     )
-    return resized[0].clamp(0.0, 1.0)
+    return resized[0].clamp(0.0, 1.0).mul(255.0).round().div(255.0)  # a resized picture is bytes again
 
 
 def _centre_crop(picture: Tensor, size: int) -> Tensor:

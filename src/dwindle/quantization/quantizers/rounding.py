@@ -51,6 +51,8 @@ def round_to_levels(
     form: NumberFormat,
     axis: int | None = None,
     bounds: Bounds | None = None,
+    *,
+    divide: bool = False,
 ) -> Tensor:
     """Return a tensor rounded to its levels and back, without gradient.
 
@@ -61,15 +63,15 @@ def round_to_levels(
         form: The levels.
         axis: The dimension with one scale for each index, or None.
         bounds: Clip the tensor to these first.
+        divide: Divide by the scale, as ONNX says, where torch's kernels multiply by its reciprocal: that is another
+            level for one value in some hundred thousand.
     """
     wide = _widened(value.detach())
     if axis is None and in_blocks(wide, axis) and wide.dtype == torch.float32:
-        return _round_in_blocks(wide, _Numbers.of(scale, zero_point, form, bounds)).to(value.dtype)
+        return _round_in_blocks(wide, _Numbers.of(scale, zero_point, form, bounds), divide).to(value.dtype)
     step = spread(scale, axis, wide)
-    if bounds is None:
-        result = (wide * step.reciprocal()).round_()
-    else:
-        result = wide.clamp(*bounds).mul_(step.reciprocal()).round_()
+    clipped = wide if bounds is None else wide.clamp(*bounds)
+    result = (clipped / step if divide else clipped * step.reciprocal()).round_()
     if zero_point is None:
         result.clamp_(form.lowest, form.highest)
     else:
@@ -111,12 +113,15 @@ class _Numbers:
         return cls(float(wide), float(inverse), lowest, highest)
 
 
-def _round_in_blocks(value: Tensor, numbers: _Numbers) -> Tensor:
+def _round_in_blocks(value: Tensor, numbers: _Numbers, divide: bool) -> Tensor:
     """Round a large tensor on a CPU, piece by piece."""
     (value,) = dense(value)
     result = torch.empty_like(value)
     for (piece, room), _ in blocks([value, result], [], None):
-        torch.mul(piece, numbers.inverse, out=room)
+        if divide:
+            torch.div(piece, numbers.scale, out=room)
+        else:
+            torch.mul(piece, numbers.inverse, out=room)
         room.round_().clamp_(numbers.lowest, numbers.highest).mul_(numbers.scale)
     return result
 
