@@ -45,9 +45,41 @@ def test_activations_that_do_not_fuse_read_the_quantized_convolution():
     assert {key.module for key in placement.inputs} == {"first", "second", "last"}
 
 
-def test_openvino_table_leaves_convolution_outputs_alone():
+def test_openvino_computes_activations_and_sums_inside_of_the_convolution():
     placement = placed(Block(F.silu), torch.randn(2, 3, 4, 4), backend="openvino")
-    assert outputs(placement) == {}
+    assert set(outputs(placement)) == {
+        "(model)/silu/0"
+    }  # read twice; the second convolution adds it in float
+    placement = placed(Block(), torch.randn(2, 3, 4, 4), backend="openvino")
+    assert set(outputs(placement)) == {"(model)/relu/0", "(model)/relu/1"}
+
+
+def test_of_two_convolutions_that_are_added_openvino_rounds_one():
+    class Two(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.stem, self.left, self.right, self.last = (nn.Conv2d(3, 3, 1) for _ in range(4))
+
+        def forward(self, x):
+            x = torch.relu(self.stem(x))
+            return self.last(torch.relu(self.left(x) + self.right(x)))
+
+    placement = placed(Two(), torch.randn(2, 3, 4, 4), backend="openvino")
+    assert set(outputs(placement)) == {"(model)/relu/0", "left/conv2d/0", "(model)/relu/1"}
+
+
+def test_openvino_keeps_residual_streams_and_gated_products_in_float():
+    class Gated(nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.up, self.gate, self.down = nn.Linear(4, 8), nn.Linear(4, 8), nn.Linear(8, 4)
+
+        def forward(self, x):
+            return x + self.down(F.silu(self.gate(x)) * self.up(x))
+
+    assert outputs(placed(Gated(), torch.randn(2, 4), backend="openvino")) == {}
+    placement = placed(Encoder(), torch.randint(0, 50, (2, 6)), backend="openvino")
+    assert not any(key.operation in ("add", "layer_norm") for key in placement.outputs)
 
 
 def test_residual_stream_of_a_transformer_stays_float():
