@@ -7,6 +7,7 @@ from torch import nn
 
 from dwindle.quantization.folding import apply_folds, find_folds
 from dwindle.quantization.operators import BACKENDS, get_backend
+from dwindle.quantization.overrides import overrides_from_config
 from dwindle.quantization.placement import place
 from dwindle.quantization.recording import record
 from quantization.models import Encoder, residual
@@ -112,6 +113,33 @@ def test_gate_of_squeeze_and_excitation_is_an_int8_product():
     placement = placed(model, x)
     product = next(key for key in placement.outputs if key.operation == "mul")
     assert len(placement.inputs[product]) == 1  # the gate; the other side is int8 already
+
+
+@pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
+def test_what_computes_a_gate_reads_16_bits_unless_it_is_named(backend):
+    model, x = residual()
+    apply_folds(model, find_folds(model, record(model, (x,), {})))
+
+    def bits(placement):
+        return {
+            key.module: placement.forms[place.input_quantizer].bits
+            for key, place in placement.weights.items()
+        }
+
+    found = bits(placed(model, x, backend=backend))
+    assert {name for name, own in found.items() if own == 16} == {"squeeze", "excite"}
+    assert not {"squeeze", "excite"} & {key.module for key in placed(model, x, backend=backend).outputs}
+    config = [{"op_names": ["squeeze"], "target_names": ["_input_"], "quant_dtype": "uint8"}]
+    named = place(record(model, (x,), {}), get_backend(backend), overrides_from_config(model, config))
+    assert {name for name, own in bits(named).items() if own == 16} == {"excite"}
+
+
+def test_a_head_with_a_sigmoid_is_no_gate():
+    model = nn.Sequential(
+        nn.Conv2d(3, 4, 1), nn.ReLU(), nn.AdaptiveAvgPool2d(1), nn.Flatten(), nn.Linear(4, 1), nn.Sigmoid()
+    )
+    placement = placed(model, torch.randn(2, 3, 4, 4))
+    assert {key.module for key in placement.weights} == {"0", "4"}
 
 
 def test_pad_with_another_value_than_zero_is_not_shared():

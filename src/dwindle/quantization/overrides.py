@@ -50,6 +50,10 @@ class Overrides:
     def _get(self, module: str, target: str) -> TargetSetting | None:
         return self.settings.get(module, {}).get(target)
 
+    def names(self, module: str) -> bool:
+        """True when something was said about the weight or the input of this module itself."""
+        return any(self._get(module, target) is not None for target in ("weight", "_input_0"))
+
     def is_float(self, module: str) -> bool:
         """True when the weight or the input of this module shall not be quantized."""
         said = [self._get(module, target) for target in ("weight", "_input_0")]

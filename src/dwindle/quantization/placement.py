@@ -64,6 +64,9 @@ class Placement:
     reasons: dict[CallKey, str] = field(default_factory=dict)
 
 
+PRECISE = NumberFormat.parse("uint16", "affine")
+"""Levels where a few values decide on very many."""
+
 _FLOAT_INPUT = "its input is in float"
 _UNREAD = "nothing behind it reads int8"
 
@@ -84,6 +87,7 @@ class Placer:
         self.compute: dict[CallKey, tuple[ComputeRule, Position, Value]] = {}
         self.integer: set[CallKey] = set()  # elementwise and pooling calls that run in int8
         self._wanted: dict[int, bool] = {}
+        self.gating = self._gating_calls()
 
     def solve(self) -> Placement:
         """Return the placement."""
@@ -116,13 +120,41 @@ class Placer:
             return self._stays(operation, "it does not depend on the inputs: runtimes compute it once")
         self.compute[operation.key] = (rule, *activation)
 
+    def _gating_calls(self) -> set[CallKey]:
+        """Return the calls between an average and the gate made of it (squeeze and excitation): hardly any work.
+
+        Their activations have 16 bits, whatever the default is, unless the config_list says otherwise.
+        """
+        found: set[CallKey] = set()
+        for operation in self.recording.operations:
+            if operation.key.operation not in self.backend.gates or not self._multiplies(operation):
+                continue
+            chain: list[CallKey] = []
+            value = operation.active_inputs[0][1] if operation.active_inputs else None
+            while value is not None:
+                producer = self.producers.get(value.index)
+                if producer is None or len(producer.active_inputs) != 1:
+                    break
+                if producer.key.operation in self.backend.pools:
+                    found.update(chain)
+                    break
+                if not self.overrides.names(producer.key.module):
+                    chain.append(producer.key)
+                value = producer.active_inputs[0][1]
+        return found
+
+    def _multiplies(self, gate: Operation) -> bool:
+        """Say whether what an operation gives is a factor of something."""
+        readers = [reader for value in gate.outputs for reader, _ in self.consumers.get(value.index, ())]
+        return any("mul" in reader.key.operation for reader in readers)
+
     def _stays(self, operation: Operation, reason: str) -> None:
         """Note why an operation, or what it gives, stays in float."""
         self.result.reasons[operation.key] = reason
 
     def _is_int8_reader(self, operation: Operation, position: Position) -> bool:
         chosen = self.compute.get(operation.key)
-        return chosen is not None and chosen[1] == position
+        return chosen is not None and chosen[1] == position and operation.key not in self.gating
 
     def _demanded(self, value: Value) -> bool:
         """True when a compute operation reads the value in int8, directly."""
@@ -163,7 +195,11 @@ class Placer:
     def _forward(self, operation: Operation) -> None:
         name = operation.key.operation
         if operation.key in self.compute:
-            if self.compute[operation.key][0].quantize_output or self._gains_by_integers(operation):
+            if operation.key in self.gating:
+                self._stays(
+                    operation, "it computes a gate from averages: an error would multiply a whole channel"
+                )
+            elif self.compute[operation.key][0].quantize_output or self._gains_by_integers(operation):
                 self._carry_behind(operation)
         elif operation.key in self.result.outputs:
             return  # a fused activation whose quantizer stands already
@@ -304,7 +340,8 @@ class Placer:
     def _quantize_compute(self, operation: Operation) -> None:
         rule, position, value = self.compute[operation.key]
         module = operation.key.module
-        wanted = self.overrides.input_form(module, self.default)
+        default = PRECISE if operation.key in self.gating else self.default
+        wanted = self.overrides.input_form(module, default)
         if wanted is None:
             return self._stays(operation, f"config_list leaves {module} in float")
         carried = self.carried.get(value.index)

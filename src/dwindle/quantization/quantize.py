@@ -37,6 +37,7 @@ from dwindle.quantization.recording import Recording, record, rectified_calls
 from dwindle.quantization.scales import ScaleOptions, packed_parameters
 from dwindle.quantization.simulation import ObservingMode, Simulation, attach, is_quantized
 from dwindle.quantization.smoothing import smooth as smooth_activations
+from dwindle.quantization.useful_ranges import useful_ranges
 from dwindle.quantization.weights import check_weight_range
 from dwindle.training.inputs import Inputs, forward_inputs, input_batches
 from dwindle.training.progress import tracked
@@ -195,9 +196,10 @@ def quantize(
     _warn_of_unheeded(overrides, placement)
 
     observers = [make() for _ in placement.names]
-    ranges = Simulation(placement, {}, folds)
+    ranges, useful = Simulation(placement, {}, folds), useful_ranges(recording, placement)
     for batch in data:
-        run_with(simulated, ObservingMode(ranges, observers, padding_mask(batch[1], padding)), *batch)
+        real = padding_mask(batch[1], padding)
+        run_with(simulated, ObservingMode(ranges, observers, real, useful), *batch)
     scales = ScaleOptions(avoid_saturation, weight_range, settle_scales)
     parameters, slots = packed_parameters(
         simulated, recording, placement, folds, observers, [data.example, *data.kept], scales

@@ -22,6 +22,13 @@ from dwindle.quantization.weights import is_depthwise, weight_levels
 from dwindle.training.inputs import Inputs
 
 
+_SPARE_BITS = 14
+"""Activations with so many bits have more levels than they need..."""
+
+_HEADROOM = 4.0
+"""...so their ranges are made so many times as wide: values beyond those of the calibration data are not clipped."""
+
+
 @dataclass(frozen=True)
 class ScaleOptions:
     """How scales are chosen.
@@ -90,6 +97,8 @@ def activation_parameters(placement: Placement, observers: list[Observer]) -> tu
                 stacklevel=5,
             )
             low, high = -1.0, 1.0
+        if form.bits >= _SPARE_BITS:
+            low, high = low * _HEADROOM, high * _HEADROOM
         scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), form)
         scales.append(scale)
         zero_points.append(zero_point)

@@ -8,6 +8,7 @@ a call reads it.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import partial
 from typing import Any
@@ -240,11 +241,24 @@ def _placeholder(kind: str, value: Tensor, attributes: dict[str, Any]) -> Tensor
 
 
 class ObservingMode(PlacedMode):
-    """Shows every activation to its observer, without padding; values stay as they are."""
+    """Shows every activation to its observer, without padding; values stay as they are.
 
-    def __init__(self, simulation: Simulation, observers: list[Observer], real: Tensor | None = None) -> None:
+    Args:
+        simulation: Where quantizers stand.
+        observers: One per quantizer.
+        real: Which tokens are not padding.
+        useful: The part of a quantizer's values that counts, where not all do.
+    """
+
+    def __init__(
+        self,
+        simulation: Simulation,
+        observers: list[Observer],
+        real: Tensor | None = None,
+        useful: Mapping[int, tuple[float, float]] | None = None,
+    ) -> None:
         super().__init__(simulation)
-        self.observers, self.real = observers, real
+        self.observers, self.real, self.useful = observers, real, useful or {}
 
     def activation(self, value: Tensor, quantizer: int) -> Tensor:
         """Show the value to the quantizer's observer.
@@ -255,7 +269,10 @@ class ObservingMode(PlacedMode):
         if bool(torch.isnan(value).any()):
             name = self.simulation.placement.names[quantizer]
             raise ConfigError(f"the calibration data make NaN at {name}; no range can be told from that")
-        self.observers[quantizer].update(real_tokens(value, self.real))
+        seen = real_tokens(value, self.real)
+        self.observers[quantizer].update(
+            seen.clamp(*self.useful[quantizer]) if quantizer in self.useful else seen
+        )
         return value
 
 
