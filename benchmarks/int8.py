@@ -58,6 +58,7 @@ class Case:
         output: From the output of a batch and the batch to what is judged.
         options: What ``dw.quantize`` is told besides.
         transformer: Whether NNCF is told so.
+        answer: From what is judged to one answer for each sample: the largest output, unless said otherwise.
     """
 
     model: nn.Module
@@ -66,6 +67,7 @@ class Case:
     output: Callable[[np.ndarray, dict[str, Tensor]], np.ndarray] = lambda output, batch: output
     options: dict[str, Any] = field(default_factory=dict)
     transformer: bool = False
+    answer: Callable[[np.ndarray], np.ndarray] = lambda judged: judged.argmax(-1)
 
 
 class Images(nn.Module):
@@ -148,13 +150,17 @@ def _minilm(length: int = 64) -> Case:
         embedding: np.ndarray = (output * weight).sum(1) / weight.sum(1)
         return embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
 
+    encoder = Hidden(model).eval()
+    run = _in_torch(encoder)
+    stored = np.concatenate([pooled(run(_arrays(batch)), batch) for batch in batches(2000, 3024)])
     return Case(
-        Hidden(model).eval(),
-        batches(0, 128),
-        batches(1000, 1128),
+        encoder,
+        batches(0, 384),
+        batches(1000, 1256),
         pooled,
         {"preset": "int8_transformer"},
         transformer=True,
+        answer=lambda judged: (judged @ stored.T).argmax(-1),  # the nearest of 1,024 stored sentences
     )
 
 
@@ -194,12 +200,22 @@ def _arrays(batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
     return {name: value.numpy() for name, value in batch.items()}
 
 
-def make_dwindle(name: str, case: Case) -> tuple[dict[str, Path], nn.Module]:
-    """Quantize with dwindle; return the file for each runtime, and the simulation."""
-    quantized = dw.quantize(case.model, case.calibration, **case.options)
-    path = FILES / f"{name}.dwindle.onnx"
-    dw.export(quantized, path, case.calibration[0])
-    return dict.fromkeys(RUNTIMES, path), quantized
+def path_of(name: str, maker: str, runtime: str) -> Path:
+    """Return where the file of a maker for a runtime lies."""
+    if runtime == "openvino" and maker == "nncf":
+        return FILES / f"{name}.nncf.xml"
+    placed = ".openvino" if runtime == "openvino" and maker == "dwindle" else ""
+    return FILES / f"{name}.{maker}{placed}.onnx"
+
+
+def make_dwindle(name: str, case: Case) -> tuple[dict[str, Path], dict[str, nn.Module]]:
+    """Quantize with dwindle for each runtime; return the files and the simulations."""
+    paths, simulations = {}, {}
+    for runtime in RUNTIMES:
+        simulations[runtime] = dw.quantize(case.model, case.calibration, backend=runtime, **case.options)
+        paths[runtime] = path_of(name, "dwindle", runtime)
+        dw.export(simulations[runtime], paths[runtime], case.calibration[0])
+    return paths, simulations
 
 
 def make_onnxruntime(name: str, case: Case) -> dict[str, Path]:
@@ -217,7 +233,7 @@ def make_onnxruntime(name: str, case: Case) -> dict[str, Path]:
 
     source, prepared = float_file(name, case), FILES / f"{name}.prepared.onnx"
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
-    path = FILES / f"{name}.onnxruntime.onnx"
+    path = path_of(name, "onnxruntime", "onnxruntime")
     quantize_static(
         str(prepared),
         str(path),
@@ -246,7 +262,7 @@ def make_nncf(name: str, case: Case) -> dict[str, Path]:
         for i in range(len(next(iter(batch.values()))))
     ]
     source = float_file(name, case)
-    paths = {"onnxruntime": FILES / f"{name}.nncf.onnx", "openvino": FILES / f"{name}.nncf.xml"}
+    paths = {runtime: path_of(name, "nncf", runtime) for runtime in RUNTIMES}
     onnx.save(
         nncf.quantize(onnx.load(str(source)), nncf.Dataset(samples), **options), str(paths["onnxruntime"])
     )
@@ -306,12 +322,12 @@ def _in_torch(model: nn.Module) -> Callable[[dict[str, np.ndarray]], Any]:
     return run
 
 
-def figures(reference: np.ndarray, other: np.ndarray, prefix: str = "") -> dict[str, float]:
+def figures(case: Case, reference: np.ndarray, other: np.ndarray, prefix: str = "") -> dict[str, float]:
     """Return agreement, signal to noise and mean cosine of two sets of outputs, one row for each sample."""
     found = compare(reference, other)
     product = (reference * other).sum(1) / (np.linalg.norm(reference, axis=1) * np.linalg.norm(other, axis=1))
     return {
-        f"{prefix}agreement": found.equal_predictions,
+        f"{prefix}agreement": float((case.answer(reference) == case.answer(other)).mean()),
         f"{prefix}sqnr_db": round(min(found.sqnr_db, 200.0), 2),
         f"{prefix}cosine": round(float(product.mean()), 5),
     }
@@ -325,13 +341,13 @@ def quality(name: str, done: set[str], makers: list[str]) -> Iterator[dict[str, 
     case = CASES[name]()
     reference = _judged(case, _in_torch(case.model))
     for maker in wanted:
-        begin, simulated = time.perf_counter(), None
+        begin, simulated = time.perf_counter(), {}
         row: dict[str, Any] = {"name": f"quality {name} {maker}", "samples": len(reference)}
         try:
             if maker == "dwindle":
-                paths, quantized = make_dwindle(name, case)
-                simulated = _judged(case, _in_torch(quantized))
-                row.update(options=case.options, simulated=figures(reference, simulated))
+                paths, models = make_dwindle(name, case)
+                simulated = {key: _judged(case, _in_torch(model)) for key, model in models.items()}
+                row.update(options=case.options)
             else:
                 paths = {"nncf": make_nncf, "onnxruntime": make_onnxruntime}[maker](name, case)
         except Exception as error:  # a peer that refuses a model is a result
@@ -340,9 +356,9 @@ def quality(name: str, done: set[str], makers: list[str]) -> Iterator[dict[str, 
         row["seconds"] = round(time.perf_counter() - begin, 1)
         for runtime, path in {**paths, "emulated": paths["onnxruntime"]}.items():
             real = _judged(case, runner(path, runtime))
-            row[runtime] = {**figures(reference, real), "bytes": _bytes(path)}
-            if simulated is not None:
-                row[runtime].update(figures(simulated, real, "parity_"))
+            row[runtime] = {**figures(case, reference, real), "bytes": _bytes(path)}
+            if runtime in simulated:
+                row[runtime].update(figures(case, simulated[runtime], real, "parity_"))
         yield row
 
 
@@ -353,9 +369,7 @@ def speed(name: str, done: set[str], seconds: float) -> Iterator[dict[str, Any]]
     """Yield the rows of one model: all files of one runtime, batch 1, taking turns on one thread."""
     for runtime, precision in (("onnxruntime", "f32"), ("openvino", "f32"), ("openvino", "default")):
         row = f"speed {name} {runtime} {precision}"
-        paths = {maker: FILES / f"{name}.{maker}.onnx" for maker in MAKERS}
-        if runtime == "openvino":
-            paths["nncf"] = paths["nncf"].with_suffix(".xml")
+        paths = {maker: path_of(name, maker, runtime) for maker in MAKERS}
         if row in done or not all(path.exists() for path in paths.values()):
             continue
         paths["float"] = FILES / f"{name}.float.onnx"

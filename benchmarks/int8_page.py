@@ -16,6 +16,7 @@ _INTRODUCTION = """\
 
 Made by `benchmarks/int8.py`, which says how; do not edit by hand. The same float model and calibration samples go
 to dwindle, to NNCF's `quantize` and to ONNX Runtime's static quantization; other samples judge the files.
+dwindle places quantizers for the runtime (`backend="onnxruntime"` or `"openvino"`), NNCF has a backend for each.
 EfficientNet-Lite0 (ImageNet weights) sees photographs, MiniLM sentences padded to 64 tokens, judged by their
 embeddings. The other three have random weights: what counts there is the signal to noise.
 """
@@ -29,9 +30,11 @@ results whether its machine had VNNI.
 """
 
 _PARITY = """\
-*Agreement* is the share of samples whose largest output is the same as in float (for embeddings it says little),
-*parity* compares the file in the runtime with dwindle's simulation, and its second figure is the share of equal
-largest outputs.
+*Agreement* is the share of samples whose answer is the same as in float: the largest output, and for MiniLM the nearest
+of 1,024 stored sentences. *Parity* compares the file in the runtime with dwindle's simulation (200 dB: the same bits),
+and its second figure is the share of equal answers. Convolutional networks give the same bits, since int8 kernels and
+the simulation sum whole numbers and scales are chosen so that no rounding is a near thing; a transformer's norms,
+softmax and GELU are computed in float, by other formulas in each runtime, and a value near a half may fall either way.
 """
 
 _SPEED = """\

@@ -219,13 +219,19 @@ class Placer:
         value, _ = self._with_activation(operation)
         return any(
             self._is_int8_reader(reader, position)
-            or (reader.key.operation in self.backend.sums and self._wanted_after(reader.outputs[0]))
+            or (self._adds_or_gates(reader) and self._wanted_after(reader.outputs[0]))
             or (
                 (self._passes_on(reader) or reader.key.operation in self.backend.concatenations)
                 and any(self._wanted_after(made) for made in reader.outputs)
             )
             for reader, position in self.consumers.get(value.index, ())
         )
+
+    def _adds_or_gates(self, operation: Operation) -> bool:
+        """Say whether an operation is a sum, or a product with a gate."""
+        name = operation.key.operation
+        gates = any(self._is_gate(value) for _, value in operation.active_inputs)
+        return name in self.backend.sums or (name in self.backend.elementwise and gates)
 
     def _fuses_into_sum(self, value: Value) -> bool:
         """Say whether the kernel that makes a value also does the sum that is the only one to read it."""

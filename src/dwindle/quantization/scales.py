@@ -21,12 +21,11 @@ from dwindle.quantization.simulation import PlacedMode, Simulation, WeightSlot
 from dwindle.quantization.weights import is_depthwise, weight_levels
 from dwindle.training.inputs import Inputs
 
-
 _SPARE_BITS = 14
-"""Activations with so many bits have more levels than they need..."""
+"""Activations of so many bits have levels to spare."""
 
 _HEADROOM = 4.0
-"""...so their ranges are made so many times as wide: values beyond those of the calibration data are not clipped."""
+"""So many times wider their ranges are made, so that values beyond those of the calibration data are not clipped."""
 
 
 @dataclass(frozen=True)
