@@ -288,6 +288,7 @@ class QuantizeStage(Stage):
         calibration_batches: Batches of training data that the ranges are taken from.
         observer: How ranges are found.
         avoid_saturation: Compute the same on processors without VNNI.
+        settle_scales: Choose scales so that runtimes round alike.
         equalize: Even out channels that are free to be scaled.
         smooth: SmoothQuant's alpha.
         weight_range: ``minmax`` or ``mse``.
@@ -308,6 +309,7 @@ class QuantizeStage(Stage):
     calibration_batches: Count = 8
     observer: str | None = None
     avoid_saturation: bool | None = None
+    settle_scales: bool | None = None
     equalize: bool | None = None
     smooth: Fraction | None = None
     weight_range: str | None = None
