@@ -26,9 +26,9 @@ def test_states_of_a_convolutional_network():
         "norm/batch_norm/0": "folded",
         "(model)/relu/0": "fused",
         "(model)/adaptive_avg_pool2d/0": "float",
-        "squeeze/conv2d/0": "float",
+        "squeeze/conv2d/0": "int8",
         "(model)/relu/1": "float",
-        "excite/conv2d/0": "float",
+        "excite/conv2d/0": "int8",
         "(model)/sigmoid/0": "float",
         "(model)/mul/0": "int8",
         "project/conv2d/0": "int8",
@@ -43,7 +43,7 @@ def test_states_of_a_convolutional_network():
         "(model)/flatten/0": "moves",
         "head/linear/0": "int8",
     }
-    assert found.counts == {"int8": 9, "folded": 2, "fused": 4, "float": 5, "moves": 3}
+    assert found.counts == {"int8": 11, "folded": 2, "fused": 4, "float": 3, "moves": 3}
     assert facts["stem.0/conv2d/0"].weight == "stem.0.weight, 8 bits, -127 to 127, symmetric, per channel"
     sigmoid = facts["(model)/sigmoid/0"]
     assert sigmoid.reason == "onnxruntime has no int8 kernel for sigmoid; rounded for (model)/mul/0"

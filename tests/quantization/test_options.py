@@ -10,6 +10,7 @@ from torch import nn
 from dwindle.config.errors import ConfigError
 from dwindle.quantization import EntropyObserver, NumberFormat, apply_plan, compare, plan_of, quantize
 from dwindle.quantization.observers.entropy import clipped_divergence
+from dwindle.quantization.simulation import quantization_parameters, simulation_of
 from dwindle.quantization.weights import clipped_scale, weight_scale
 from quantization.models import Encoder, residual
 
@@ -179,3 +180,22 @@ def test_constant_activations_and_channels_of_zeros():
             quantized = quantize(model, [x], **options)
             with torch.no_grad():
                 torch.testing.assert_close(quantized(x), model(x), atol=0.03, rtol=0.03)
+
+
+def test_what_a_gate_is_computed_from_may_be_larger_than_it_was():
+    model, x = residual()
+    seen = {}
+    for name in ("squeeze", "excite"):
+        layer = getattr(model, name)
+        layer.register_forward_hook(
+            lambda module, args, output, name=name: seen.setdefault(name, float(args[0].max()))
+        )
+    with torch.no_grad():
+        model(x)
+    quantized = quantize(residual()[0], [x], preset="int8_minmax", bias_correction=False)
+    scale, zero_point, _, _ = quantization_parameters(quantized)
+    for key, slot in simulation_of(quantized).slots.items():
+        number = slot.place.input_quantizer
+        reach = float(scale[number]) * (255 - int(zero_point[number]))
+        if key.module in seen:
+            assert 3.9 < reach / seen[key.module] < 4.2

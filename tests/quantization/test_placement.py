@@ -116,22 +116,17 @@ def test_gate_of_squeeze_and_excitation_is_an_int8_product():
 
 
 @pytest.mark.parametrize("backend", ["onnxruntime", "openvino"])
-def test_what_computes_a_gate_reads_16_bits_unless_it_is_named(backend):
+def test_what_a_gate_is_computed_from_has_headroom_unless_it_is_named(backend):
     model, x = residual()
     apply_folds(model, find_folds(model, record(model, (x,), {})))
-
-    def bits(placement):
-        return {
-            key.module: placement.forms[place.input_quantizer].bits
-            for key, place in placement.weights.items()
-        }
-
-    found = bits(placed(model, x, backend=backend))
-    assert {name for name, own in found.items() if own == 16} == {"squeeze", "excite"}
-    assert not {"squeeze", "excite"} & {key.module for key in placed(model, x, backend=backend).outputs}
+    placement = placed(model, x, backend=backend)
+    weights = {key.module: place for key, place in placement.weights.items()}
+    assert placement.averages == {weights[name].input_quantizer for name in ("squeeze", "excite")}
+    assert not {"squeeze", "excite"} & {key.module for key in placement.outputs}
     config = [{"op_names": ["squeeze"], "target_names": ["_input_"], "quant_dtype": "uint8"}]
     named = place(record(model, (x,), {}), get_backend(backend), overrides_from_config(model, config))
-    assert {name for name, own in bits(named).items() if own == 16} == {"excite"}
+    weights = {key.module: place for key, place in named.weights.items()}
+    assert named.averages == {weights["excite"].input_quantizer}
 
 
 def test_a_head_with_a_sigmoid_is_no_gate():

@@ -243,10 +243,6 @@ class _Facts:
         name, table, key = operation.key.operation, self.backend, operation.key
         writes = key in self.placement.outputs
         if key in self.placement.weights:
-            bits = self.placement.forms[self.placement.weights[key].input_quantizer].bits
-            if bits > 8:
-                why = self.placement.reasons.get(key, "")
-                return "float", f"it reads {bits} bits, which no int8 kernel does{': ' if why else ''}{why}"
             reason = f"int8 kernel of {table.name}"
             behind = self.placement.reasons.get(key)
             return "int8", f"{reason}; its output stays float: {behind}" if behind else reason

@@ -54,6 +54,7 @@ class Placement:
         inputs: Which quantizer stands on which argument of a call.
         weights: The quantized weight of a call.
         reasons: Why a call stays in float, where something else was possible.
+        averages: Quantizers of what a gate is computed from: of few values, so that new data may well exceed the range.
     """
 
     names: list[str] = field(default_factory=list)
@@ -62,10 +63,8 @@ class Placement:
     inputs: dict[CallKey, dict[Position, int]] = field(default_factory=dict)
     weights: dict[CallKey, WeightPlace] = field(default_factory=dict)
     reasons: dict[CallKey, str] = field(default_factory=dict)
+    averages: set[int] = field(default_factory=set)
 
-
-PRECISE = NumberFormat.parse("uint16", "affine")
-"""Levels where a few values decide on very many."""
 
 _FLOAT_INPUT = "its input is in float"
 _UNREAD = "nothing behind it reads int8"
@@ -121,10 +120,7 @@ class Placer:
         self.compute[operation.key] = (rule, *activation)
 
     def _gating_calls(self) -> set[CallKey]:
-        """Return the calls between an average and the gate made of it (squeeze and excitation): hardly any work.
-
-        Their activations have 16 bits, whatever the default is, unless the config_list says otherwise.
-        """
+        """Return the calls between an average and the gate made of it (squeeze and excitation): hardly any work."""
         found: set[CallKey] = set()
         for operation in self.recording.operations:
             if operation.key.operation not in self.backend.gates or not self._multiplies(operation):
@@ -346,13 +342,14 @@ class Placer:
     def _quantize_compute(self, operation: Operation) -> None:
         rule, position, value = self.compute[operation.key]
         module = operation.key.module
-        default = PRECISE if operation.key in self.gating else self.default
-        wanted = self.overrides.input_form(module, default)
+        wanted = self.overrides.input_form(module, self.default)
         if wanted is None:
             return self._stays(operation, f"config_list leaves {module} in float")
         carried = self.carried.get(value.index)
         if carried is None or self.result.forms[carried] != wanted:
             carried = self._edge(operation, position, value, wanted)
+        if operation.key in self.gating:
+            self.result.averages.add(carried)
         weight = operation.at(rule.weight, rule.keywords[1])
         bias = operation.at(rule.bias, rule.keywords[2])
         assert weight is not None
@@ -438,6 +435,7 @@ class Placer:
                 used.forms.append(old.forms[root])
             return numbers[root]
 
+        used.averages = {renumber(number) for number in old.averages}
         used.outputs = {key: renumber(number) for key, number in old.outputs.items()}
         used.inputs = {
             key: {position: renumber(number) for position, number in places.items()}

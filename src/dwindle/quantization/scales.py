@@ -21,11 +21,12 @@ from dwindle.quantization.simulation import PlacedMode, Simulation, WeightSlot
 from dwindle.quantization.weights import is_depthwise, weight_levels
 from dwindle.training.inputs import Inputs
 
-_SPARE_BITS = 14
-"""Activations of so many bits have levels to spare."""
+HEADROOM = 4.0
+"""Ranges of averages that gates are computed from are made so many times as wide as what was seen.
 
-_HEADROOM = 4.0
-"""So many times wider their ranges are made, so that values beyond those of the calibration data are not clipped."""
+A batch of pictures has a million pixels and only some dozens of averages, so those of new pictures often lie outside of
+the range seen; what is clipped there multiplies a whole channel, while two bits less are hardly noticed.
+"""
 
 
 @dataclass(frozen=True)
@@ -85,7 +86,8 @@ def activation_parameters(placement: Placement, observers: list[Observer]) -> tu
         ConfigError: An observer saw nothing finite; the message names its place.
     """
     scales, zero_points = [], []
-    for name, form, observer in zip(placement.names, placement.forms, observers, strict=True):
+    for number, (form, observer) in enumerate(zip(placement.forms, observers, strict=True)):
+        name = placement.names[number]
         try:
             low, high = observer.range(form)
         except ValueError as error:
@@ -96,8 +98,8 @@ def activation_parameters(placement: Placement, observers: list[Observer]) -> tu
                 stacklevel=5,
             )
             low, high = -1.0, 1.0
-        if form.bits >= _SPARE_BITS:
-            low, high = low * _HEADROOM, high * _HEADROOM
+        if number in placement.averages:
+            low, high = low * HEADROOM, high * HEADROOM
         scale, zero_point = scale_and_zero_point(torch.tensor(low), torch.tensor(high), form)
         scales.append(scale)
         zero_points.append(zero_point)
