@@ -187,8 +187,8 @@ def test_what_a_gate_is_computed_from_may_be_larger_than_it_was():
     seen = {}
     for name in ("squeeze", "excite"):
         layer = getattr(model, name)
-        layer.register_forward_hook(
-            lambda module, args, output, name=name: seen.setdefault(name, float(args[0].max()))
+        layer.register_forward_pre_hook(
+            lambda module, args, name=name: seen.update({name: float(args[0].max())})
         )
     with torch.no_grad():
         model(x)
