@@ -31,7 +31,7 @@ from dwindle.graph.modes import in_mode
 from dwindle.measure.structure import example_call
 from dwindle.quantization.calls import CallKey
 from dwindle.quantization.levels import fake_quantize, spread_over
-from dwindle.quantization.placement import WeightPlace
+from dwindle.quantization.places import WeightPlace
 from dwindle.quantization.simulation import (
     NODE_DOMAIN,
     Simulation,

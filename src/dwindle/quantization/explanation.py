@@ -21,7 +21,8 @@ from dwindle.quantization.folding import apply_folds, find_folds
 from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.operators import Backend, get_backend
 from dwindle.quantization.overrides import Overrides, overrides_from_config
-from dwindle.quantization.placement import Placement, place
+from dwindle.quantization.placement import place
+from dwindle.quantization.places import Placement
 from dwindle.quantization.recording import Operation, Recording, RecordingMode, record_with
 from dwindle.quantization.simulation import is_quantized
 from dwindle.training.inputs import forward_inputs

@@ -17,7 +17,7 @@ from torch import nn
 
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.quantization.calls import CallKey
-from dwindle.quantization.placement import Placement
+from dwindle.quantization.places import Placement
 from dwindle.quantization.simulation import simulation_of
 from dwindle.training.progress import tracked
 

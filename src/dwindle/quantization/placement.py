@@ -8,63 +8,13 @@ reads it in int8.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
-from dataclasses import dataclass, field
-
 from dwindle.quantization.calls import CallKey, Position
+from dwindle.quantization.gates import gating_calls
 from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.operators import Backend, ComputeRule
 from dwindle.quantization.overrides import Overrides
+from dwindle.quantization.places import Placement, WeightPlace
 from dwindle.quantization.recording import Operation, Recording, Value
-
-
-@dataclass
-class WeightPlace:
-    """A weight that is quantized where a call reads it.
-
-    Attributes:
-        position: Where the weight stands among the call's arguments.
-        name: What to call it: the parameter's path, or the call's.
-        form: Its levels.
-        axis: Dimension with one scale per index, or None for one scale.
-        bias: Where the bias stands, if the call has one.
-        input_quantizer: The quantizer of the call's activation.
-        bias_name: The bias parameter's path, if it is one.
-        block: How many neighbours along the other dimension share a scale; None for all of them.
-    """
-
-    position: Position
-    name: str
-    form: NumberFormat
-    axis: int | None
-    bias: Position | None
-    input_quantizer: int
-    bias_name: str | None = None
-    block: int | None = None
-
-
-@dataclass
-class Placement:
-    """All quantizers of a model.
-
-    Attributes:
-        names: Name of each activation quantizer, by its number.
-        forms: Levels of each activation quantizer, by its number.
-        outputs: Which quantizer stands on the output of a call.
-        inputs: Which quantizer stands on which argument of a call.
-        weights: The quantized weight of a call.
-        reasons: Why a call stays in float, where something else was possible.
-        averages: Quantizers of what a gate is computed from: of few values, so that new data may well exceed the range.
-    """
-
-    names: list[str] = field(default_factory=list)
-    forms: list[NumberFormat] = field(default_factory=list)
-    outputs: dict[CallKey, int] = field(default_factory=dict)
-    inputs: dict[CallKey, dict[Position, int]] = field(default_factory=dict)
-    weights: dict[CallKey, WeightPlace] = field(default_factory=dict)
-    reasons: dict[CallKey, str] = field(default_factory=dict)
-    averages: set[int] = field(default_factory=set)
-
 
 _FLOAT_INPUT = "its input is in float"
 _UNREAD = "nothing behind it reads int8"
@@ -86,7 +36,7 @@ class Placer:
         self.compute: dict[CallKey, tuple[ComputeRule, Position, Value]] = {}
         self.integer: set[CallKey] = set()  # elementwise and pooling calls that run in int8
         self._wanted: dict[int, bool] = {}
-        self.gating = self._gating_calls()
+        self.gating = gating_calls(recording, backend, overrides)
 
     def solve(self) -> Placement:
         """Return the placement."""
@@ -118,31 +68,6 @@ class Placer:
         if not (activation[1].active and activation[1].floating):
             return self._stays(operation, "it does not depend on the inputs: runtimes compute it once")
         self.compute[operation.key] = (rule, *activation)
-
-    def _gating_calls(self) -> set[CallKey]:
-        """Return the calls between an average and the gate made of it (squeeze and excitation): hardly any work."""
-        found: set[CallKey] = set()
-        for operation in self.recording.operations:
-            if operation.key.operation not in self.backend.gates or not self._multiplies(operation):
-                continue
-            chain: list[CallKey] = []
-            value = operation.active_inputs[0][1] if operation.active_inputs else None
-            while value is not None:
-                producer = self.producers.get(value.index)
-                if producer is None or len(producer.active_inputs) != 1:
-                    break
-                if producer.key.operation in self.backend.pools:
-                    found.update(chain)
-                    break
-                if not self.overrides.names(producer.key.module):
-                    chain.append(producer.key)
-                value = producer.active_inputs[0][1]
-        return found
-
-    def _multiplies(self, gate: Operation) -> bool:
-        """Say whether what an operation gives is a factor of something."""
-        readers = [reader for value in gate.outputs for reader, _ in self.consumers.get(value.index, ())]
-        return any("mul" in reader.key.operation for reader in readers)
 
     def _stays(self, operation: Operation, reason: str) -> None:
         """Note why an operation, or what it gives, stays in float."""
@@ -463,12 +388,3 @@ def place(
     """
     form = default if default is not None else NumberFormat.parse("uint8")
     return Placer(recording, backend, overrides if overrides is not None else Overrides({}), form).solve()
-
-
-def summarize(placement: Placement) -> Mapping[str, int]:
-    """Return how many quantizers of each kind there are, for logs and histories."""
-    return {
-        "activations": len(placement.names),
-        "weights": len(placement.weights),
-        "places": len(placement.outputs) + sum(len(places) for places in placement.inputs.values()),
-    }

@@ -13,7 +13,7 @@ from dwindle.quantization.calls import CallKey, Position
 from dwindle.quantization.folding import Fold, prepare_structure
 from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.outliers import installed_factors, prepare_factors
-from dwindle.quantization.placement import Placement, WeightPlace
+from dwindle.quantization.places import Placement, WeightPlace
 from dwindle.quantization.simulation import Simulation, WeightSlot, attach, simulation_of
 
 

@@ -30,7 +30,8 @@ from dwindle.quantization.operators import Backend, get_backend
 from dwindle.quantization.outliers import divide_outliers
 from dwindle.quantization.overrides import Overrides, overrides_from_config
 from dwindle.quantization.padding import PADDING_MASK, padding_mask
-from dwindle.quantization.placement import Placement, place, summarize
+from dwindle.quantization.placement import place
+from dwindle.quantization.places import Placement, summarize
 from dwindle.quantization.plan import plan_of, record_history
 from dwindle.quantization.reconstruction import COMPENSATION, Reconstruction, get_rounding, reconstruct
 from dwindle.quantization.recording import Recording, record, rectified_calls

@@ -22,7 +22,7 @@ from torch import Tensor
 
 from dwindle.quantization.calls import CallKey, Position, tensors_in
 from dwindle.quantization.numbers import NumberFormat
-from dwindle.quantization.placement import Placement
+from dwindle.quantization.places import Placement
 from dwindle.quantization.recording import Operation, Recording, Value
 from dwindle.training.inputs import Inputs
 

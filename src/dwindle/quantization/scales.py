@@ -14,7 +14,7 @@ from dwindle.quantization.calls import CallKey, run_with
 from dwindle.quantization.folding import Fold
 from dwindle.quantization.numbers import scale_and_zero_point
 from dwindle.quantization.observers import Observer
-from dwindle.quantization.placement import Placement, WeightPlace
+from dwindle.quantization.places import Placement, WeightPlace
 from dwindle.quantization.recording import Recording
 from dwindle.quantization.requantization import settle_activations, settled_weight_scale
 from dwindle.quantization.simulation import PlacedMode, Simulation, WeightSlot

@@ -33,7 +33,7 @@ from dwindle.quantization.levels import fake_quantize
 from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.observers import Observer
 from dwindle.quantization.padding import real_tokens
-from dwindle.quantization.placement import Placement, WeightPlace
+from dwindle.quantization.places import Placement, WeightPlace
 
 ATTRIBUTE = "_dwindle_quantization"
 BUFFERS = tuple(

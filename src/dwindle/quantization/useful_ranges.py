@@ -9,7 +9,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-from dwindle.quantization.placement import Placement
+from dwindle.quantization.places import Placement
 from dwindle.quantization.recording import Recording
 
 

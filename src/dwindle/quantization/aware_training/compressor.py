@@ -20,7 +20,7 @@ from dwindle.quantization.calls import CallKey, without_nan
 from dwindle.quantization.folding import is_transposed
 from dwindle.quantization.operators import Backend
 from dwindle.quantization.overrides import overrides_from_config
-from dwindle.quantization.placement import WeightPlace
+from dwindle.quantization.places import WeightPlace
 from dwindle.quantization.quantizers import METHODS, PactQuantizer, Quantizer, make_quantizer
 from dwindle.quantization.simulation import is_quantized
 from dwindle.training.inputs import Inputs, forward_inputs, input_batches

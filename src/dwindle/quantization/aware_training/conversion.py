@@ -18,7 +18,7 @@ from dwindle.quantization.aware_training.bank import (
 from dwindle.quantization.calls import CallKey
 from dwindle.quantization.folding import apply_folds, channel_factor
 from dwindle.quantization.numbers import SMALLEST_SCALE
-from dwindle.quantization.placement import summarize
+from dwindle.quantization.places import summarize
 from dwindle.quantization.plan import plan_of, record_history
 from dwindle.quantization.quantizers import Quantizer
 from dwindle.quantization.simulation import Simulation, WeightSlot, attach

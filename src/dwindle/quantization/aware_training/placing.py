@@ -13,7 +13,8 @@ from dwindle.quantization.folding import Fold, find_folds
 from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.operators import Backend, get_backend
 from dwindle.quantization.overrides import Overrides, TargetSetting
-from dwindle.quantization.placement import Placement, place
+from dwindle.quantization.placement import place
+from dwindle.quantization.places import Placement
 from dwindle.quantization.recording import Recording, record
 from dwindle.quantization.weights import is_depthwise
 from dwindle.training.inputs import Inputs

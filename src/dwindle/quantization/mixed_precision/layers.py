@@ -17,7 +17,8 @@ from dwindle.quantization.folding import apply_folds, find_folds
 from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.operators import get_backend
 from dwindle.quantization.overrides import Overrides, overrides_from_config
-from dwindle.quantization.placement import Placement, WeightPlace, place
+from dwindle.quantization.placement import place
+from dwindle.quantization.places import Placement, WeightPlace
 from dwindle.quantization.recording import record
 from dwindle.quantization.simulation import PlacedMode, Simulation, WeightSlot, is_quantized
 from dwindle.training.inputs import Inputs
