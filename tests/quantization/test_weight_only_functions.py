@@ -23,6 +23,7 @@ from dwindle.quantization.weight_only.groups import (
 )
 from dwindle.quantization.weight_only.hqq import hqq, scale_step, shrinkage, zero_step
 from dwindle.quantization.weight_only.packing import pack, packed_bytes, unpack
+from dwindle.quantization.weight_only.statistics import LARGEST_NORM, without_giants
 
 
 def matrix(rows: int, columns: int, seed: int = 0) -> Tensor:
@@ -251,3 +252,34 @@ def test_hqq_is_better_than_rounding_in_its_own_measure(symmetric: bool) -> None
     assert torch.equal(zero, zero.round())
     assert float(zero.min()) >= 0
     assert float(zero.max()) <= 7
+
+
+def test_giant_inputs_count_as_a_few_ordinary_ones():
+    generator = torch.Generator().manual_seed(0)
+    rows = torch.randn(101, 16, generator=generator)
+    assert without_giants(rows) is rows  # nothing to do
+    giant = rows.clone()
+    giant[7] *= 1000
+    capped = without_giants(giant)
+    others = [index for index in range(101) if index != 7]
+    torch.testing.assert_close(capped[others], rows[others])
+    assert float(capped[7].norm()) == pytest.approx(LARGEST_NORM * float(giant.norm(dim=1).median()))
+    torch.testing.assert_close(capped[7] / capped[7].norm(), rows[7] / rows[7].norm())
+    assert torch.equal(without_giants(torch.zeros(3, 2)), torch.zeros(3, 2))
+
+
+def test_rounding_for_ordinary_inputs_is_not_spoilt_by_a_giant():
+    """As in the down projections of language models: one token a window is hundreds of times as large."""
+    generator = torch.Generator().manual_seed(1)
+    mixing = torch.randn(64, 64, generator=generator) / 8
+    rows = torch.randn(2048, 64, generator=generator) @ mixing
+    weight = torch.randn(32, 64, generator=generator)
+    seen = rows[:1024].clone()
+    seen[::256] *= 300 * torch.rand(64, generator=generator)
+    form = GroupFormat(4, 64)
+    losses = []
+    for data in (seen, without_giants(seen)):
+        levels, scale, zero = gptq(weight, data.t() @ data, form, damping=0.1)
+        rounded = (levels - zero.repeat_interleave(64, 1)) * scale.repeat_interleave(64, 1)
+        losses.append(float(((rows[1024:] @ (rounded - weight).t()) ** 2).mean()))
+    assert losses[1] < 0.7 * losses[0]

@@ -37,7 +37,7 @@ class Method:
 
     name: str = "gptq"
     act_order: bool = False
-    damping: float = 0.01
+    damping: float = 0.1
     fit: bool = False
     keep_zeros: bool = False
 

@@ -71,7 +71,7 @@ def quantize_weights(
     batches: int | None = None,
     adapt: Callable[[Any], Any] | None = None,
     act_order: bool = False,
-    damping: float = 0.01,
+    damping: float = 0.1,
     fit: bool = False,
     keep_zeros: bool = False,
     memory: int = 1 << 30,

@@ -42,6 +42,24 @@ class InputSums:
         return self.magnitudes / max(self.samples, 1)
 
 
+LARGEST_NORM = 4.0
+"""Inputs with more than so many times the median norm are scaled down to it before they count.
+
+The first token of a text, to which attention turns when it has nothing to look for, is hundreds of times as large as
+the others in some layers of language models (Sun et al. 2024, arXiv:2402.17762). Squared, it alone would decide what
+a weight is rounded for, and the other tokens would be the worse for it.
+"""
+
+
+def without_giants(rows: Tensor) -> Tensor:
+    """Return inputs, ``[samples, columns]``, none of them larger than a few times the median."""
+    norms = torch.linalg.vector_norm(rows, dim=1, keepdim=True)
+    limit = LARGEST_NORM * norms.median()
+    if not bool((norms > limit).any()) or float(limit) == 0.0:
+        return rows
+    return rows * (limit / norms).clamp(max=1.0)
+
+
 class _Seen(BaseException):
     """The inputs that are wanted have been seen: the rest of the forward is not needed."""
 
@@ -68,7 +86,7 @@ class _Observer:
     def _add(self, name: str, module: nn.Module, value: Tensor) -> None:
         with torch.autocast(value.device.type, enabled=False):
             for piece in columns(module, value):
-                rows = piece[0]
+                rows = without_giants(piece[0])
                 products, magnitudes = rows.t() @ rows, rows.abs().sum(0)
                 sums = self.sums.get(name)
                 if sums is None:
