@@ -34,7 +34,6 @@ class Placer:
         self.carried: dict[int, int] = {}  # value -> quantizer that every reader of it sees
         self.edges: dict[tuple[int, NumberFormat], int] = {}
         self.compute: dict[CallKey, tuple[ComputeRule, Position, Value]] = {}
-        self.integer: set[CallKey] = set()  # elementwise and pooling calls that run in int8
         self._wanted: dict[int, bool] = {}
         self.gating = gating_calls(recording, backend, overrides)
 
