@@ -7,8 +7,8 @@ differs everywhere some layers later. With scales as they come, that happens to 
 
 If instead ``ratio = p / q`` with integers and ``q`` odd, then no integer sum ever lies on a half (``2 * sum * p``
 is even and ``q`` times an odd number is not), and none comes nearer to one than
-``1 / (2 * q)`` of a level: ten to a thousand times the error of a float there. All runtimes then round alike, and the file
-gives what the simulation gives. Scales of weights grow for it by less than ``2 / q`` of themselves, with ``q`` in the
+``1 / (2 * q)`` of a level: ten to a thousand times the error of a float there. All runtimes then round alike, and files
+give what the simulation gives. Scales of weights grow for it by less than ``2 / q`` of themselves, with ``q`` in the
 hundreds (and ``p`` is 1) or thousands. Sums of two tensors, ``(a * p1 + b * p2) / q`` with integers ``p1``, ``p2`` and
 an odd ``q``, and products of two, ``a * b / q``, are settled in the same way.
 """
