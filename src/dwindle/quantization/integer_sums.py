@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from dwindle.quantization.calls import Position, replace_at
+from dwindle.quantization.levels import spread_over
 
 _EXACT = (torch.float32, torch.float64)
 
@@ -71,11 +72,7 @@ def summed_in_integers(
     if weight.dtype not in _EXACT or value.dtype != weight.dtype:
         return func(*args, **kwargs)  # type: ignore[no-any-return]
     product = input_scale * weight_scale
-    per_weight = weight_scale
-    if axis is not None and weight_scale.numel() > 1:
-        per_weight = weight_scale.reshape(
-            [-1 if dim == axis % weight.dim() else 1 for dim in range(weight.dim())]
-        )
+    per_weight = spread_over(weight_scale, weight, axis)
     args, kwargs = replace_at(args, kwargs, where, partial(whole_numbers, scale=input_scale))
     args, kwargs = replace_at(args, kwargs, weight_position, partial(whole_numbers, scale=per_weight))
     if bias_position is not None:
@@ -86,15 +83,15 @@ def summed_in_integers(
 
 
 def _bias_levels(bias: Tensor, scale: Tensor, rounded: bool) -> Tensor:
-    scale = _repeated(scale, bias.numel())
+    scale = repeated(scale, bias.numel())
     return whole_numbers(bias, scale) if rounded else bias / scale
 
 
-def _repeated(scale: Tensor, count: int) -> Tensor:
+def repeated(scale: Tensor, count: int) -> Tensor:
     """Repeat the scales of a group (of a transposed convolution) for all of them."""
     return scale if scale.numel() in (1, count) else scale.repeat(count // scale.numel())
 
 
 def _per_output(scale: Tensor, output: Tensor, axis: int) -> Tensor:
-    scale = _repeated(scale, output.shape[axis])
+    scale = repeated(scale, output.shape[axis])
     return scale if scale.numel() == 1 else scale.reshape([-1] + [1] * (-axis - 1))

@@ -86,6 +86,8 @@ SHARED = frozenset(
 """Operators that move or choose values: their output keeps the scale of their input."""
 
 
+SUMS = frozenset(("add", "add_", "__add__", "__iadd__"))
+PRODUCTS = frozenset(("mul", "mul_", "__mul__", "__imul__"))
 _RECTIFIERS = frozenset(("relu", "relu_", "relu6", "hardtanh", "hardtanh_", "clamp"))
 _SMOOTH_ACTIVATIONS = frozenset(
     (
@@ -125,16 +127,14 @@ class Backend:
     name: str
     compute: Mapping[str, ComputeRule]
     fused_activations: frozenset[str] = _RECTIFIERS
-    elementwise: frozenset[str] = frozenset(
-        ("add", "add_", "__add__", "__iadd__", "mul", "mul_", "__mul__", "__imul__")
-    )
+    elementwise: frozenset[str] = SUMS | PRODUCTS
     gates: frozenset[str] = frozenset(("sigmoid", "sigmoid_", "hardsigmoid"))
     pools: frozenset[str] = frozenset(
         f"{kind}_pool{rank}d" for kind in ("avg", "adaptive_avg") for rank in (1, 2, 3)
     ) | frozenset(("mean",))
     concatenations: frozenset[str] = frozenset(("cat", "concat", "concatenate"))
     shared: frozenset[str] = field(default=SHARED)
-    sums: frozenset[str] = frozenset(("add", "add_", "__add__", "__iadd__"))
+    sums: frozenset[str] = SUMS
     fuses_sums: bool = False
 
 

@@ -22,6 +22,7 @@ from torch import Tensor
 
 from dwindle.quantization.calls import CallKey, Position, tensors_in
 from dwindle.quantization.numbers import NumberFormat
+from dwindle.quantization.operators import PRODUCTS, SUMS
 from dwindle.quantization.places import Placement
 from dwindle.quantization.recording import Operation, Recording, Value
 from dwindle.training.inputs import Inputs
@@ -37,9 +38,6 @@ _SMALLEST_DENOMINATOR = 127
 
 _BOUNDED = frozenset(("relu6", "hardtanh", "hardtanh_", "clamp"))
 """Activations with an upper bound: the quantizer behind ends there, so that runtimes can leave the bound out."""
-
-_SUMS = frozenset(("add", "add_", "__add__", "__iadd__"))
-_PRODUCTS = frozenset(("mul", "mul_", "__mul__", "__imul__"))
 
 
 class Settling:
@@ -79,7 +77,7 @@ class Settling:
         quantizers = [number for _, number in found if number is not None]
         if output in quantizers:
             return
-        if operation.key.operation in _SUMS:
+        if operation.key.operation in SUMS:
             makers = [self.producers.get(value.index) for value, number in found if number is None]
             fused = [
                 maker.key for maker in makers if maker is not None and maker.key in self.placement.weights
@@ -88,7 +86,7 @@ class Settling:
                 parts = self._settle_sum(quantizers, output)
                 self.parts.update(dict.fromkeys(fused, parts))
                 self.sums.update(dict.fromkeys(fused, output))
-        elif operation.key.operation in _PRODUCTS and len(quantizers) == 2:
+        elif operation.key.operation in PRODUCTS and len(quantizers) == 2:
             self._settle_product(quantizers[0], quantizers[1], output)
 
     def _quantizer(self, key: CallKey, position: Position, value: Value) -> int | None:

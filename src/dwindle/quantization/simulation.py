@@ -28,7 +28,7 @@ from dwindle.quantization.calls import (
     untrack_modules,
 )
 from dwindle.quantization.folding import Fold
-from dwindle.quantization.integer_sums import summed_in_integers
+from dwindle.quantization.integer_sums import repeated, summed_in_integers
 from dwindle.quantization.levels import fake_quantize
 from dwindle.quantization.numbers import NumberFormat
 from dwindle.quantization.observers import Observer
@@ -228,8 +228,7 @@ def round_bias(bias: Tensor, scale: Tensor) -> Tensor:
         bias: Shape ``(channels,)`` or broadcast like it.
         scale: One value, or one per channel (of a group, which is repeated).
     """
-    if scale.numel() > 1 and scale.numel() != bias.numel():
-        scale = scale.repeat(bias.numel() // scale.numel())
+    scale = repeated(scale, bias.numel())
     rounded = ((bias / scale).round() * scale).to(bias.dtype)
     return bias + (rounded - bias).detach()
 
