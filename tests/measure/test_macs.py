@@ -7,13 +7,13 @@ import torch
 import torch.nn.functional as F
 from torch import nn
 
-from dwindle.graph.modes import in_mode
-from dwindle.measure.macs import (
+from dwindle.graph.macs import (
     _count_running,
     count_macs,
     count_macs_by_module,
     counting_kernels,
 )
+from dwindle.graph.modes import in_mode
 
 
 class Call(nn.Module):
