@@ -16,7 +16,7 @@ import torch
 from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError
-from dwindle.graph.nested_values import flatten
+from dwindle.graph.nested_values import flatten, open_level
 
 
 def tensors_of(value: Any) -> list[Tensor]:
