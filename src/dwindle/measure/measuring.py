@@ -13,12 +13,13 @@ from torch import nn
 
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.graph.modes import in_mode
+from dwindle.graph.nested_values import flatten
 from dwindle.measure.activations import peak_activation_bytes
 from dwindle.measure.macs import count_macs_by_module
 from dwindle.measure.measurement import Comparison, Measurement
 from dwindle.measure.runtimes import PreparedModel, Runtime, Session, get_runtime
 from dwindle.measure.size import count_parameters, state_bytes
-from dwindle.measure.structure import batch_size, example_call, flatten, tensors_of, with_batch
+from dwindle.measure.structure import batch_size, example_call, tensors_of, with_batch
 from dwindle.measure.timing import Latency, time_interleaved
 
 DEFAULT_RUNTIMES = ("torch", "onnxruntime", "openvino")

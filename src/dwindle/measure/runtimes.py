@@ -18,7 +18,8 @@ from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError, ExportError, did_you_mean, require
 from dwindle.graph.modes import in_mode
-from dwindle.measure.structure import InputStructure, Rebuild, flatten
+from dwindle.graph.nested_values import Rebuild, flatten
+from dwindle.measure.structure import InputStructure
 
 
 class Session:
