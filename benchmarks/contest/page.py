@@ -4,13 +4,10 @@ from __future__ import annotations
 
 import math
 import statistics
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
-Row = dict[str, Any]
-TOOLS = ("dwindle", "torch-pruning", "nncf")
-PEERS = {"structured": "torch-pruning", "unstructured": "nncf"}
+from contest.verdict import Row, by_method, mean_and_error, plus_minus, reached, title_of, verdict
 
 _INTRODUCTION = """# Which pruner?
 
@@ -22,8 +19,7 @@ whatever they do it with; the small model is real and proven. **Unstructured** o
 to zero, which makes the file smaller and, as it is, nothing faster. Accuracies are means over {seeds} seeds on data
 that no method has seen, with the standard error of the mean; *before* is the accuracy before fine-tuning.
 
-In the verdict the best method of each tool is chosen for each seed by the mean over the *other* seeds, so that nobody
-gains by having more methods to pick from afterwards.
+A run that did not reach its ratio counts in no verdict; tables show it in brackets, with how far it came.
 """
 
 
@@ -60,7 +56,7 @@ def write(rows: Sequence[Row], docs: Path) -> None:
     if failed:
         parts += [
             "## What failed",
-            *(f"- {_title(row)}, {row['task']}: {row['failure']}" for row in _first(failed)),
+            *(f"- {title_of(row)}, {row['task']}: {row['failure']}" for row in _first(failed)),
         ]
     (docs / "pruners.md").write_text("\n\n".join(parts) + "\n")
 
@@ -76,103 +72,10 @@ def _source(rows: Sequence[Row]) -> str:
     return f"dwindle at {', '.join(commits)}; {dates[0]} to {dates[-1]}; torch {torch}"
 
 
-def _title(row: Row) -> str:
-    return f"{row['tool']}: {row['method']}"
-
-
-def by_method(rows: Sequence[Row], ratio: float) -> dict[str, list[Row]]:
-    """Return the rows of each method at one ratio."""
-    found: dict[str, list[Row]] = {}
-    for row in rows:
-        if row["ratio"] == ratio:
-            found.setdefault(_title(row), []).append(row)
-    return found
-
-
-def mean_and_error(values: Sequence[float]) -> tuple[float, float]:
-    """Return the mean and its standard error (NaN for a single value)."""
-    if len(values) < 2:
-        return values[0], math.nan
-    return statistics.mean(values), statistics.stdev(values) / math.sqrt(len(values))
-
-
-def verdict(rows: Sequence[Row]) -> list[str]:
-    """Say for each task and ratio how far dwindle's best is from the peer's best.
-
-    The best method of a tool is chosen for each seed by the mean over the other seeds (with one seed: by its own).
-    """
-    lines = [
-        "| kind | task | ratio | best of dwindle | accuracy | best of the peer | accuracy | difference |"
-    ]
-    lines.append("|---|---|---|---|---|---|---|---|")
-    differences: dict[str, list[float]] = {}
-    for kind, peer in PEERS.items():
-        for task in dict.fromkeys(row["task"] for row in rows):
-            for ratio in sorted({row["ratio"] for row in rows}):
-                own = [row for row in rows if (row["kind"], row["task"]) == (kind, task)]
-                ours, theirs = (chosen(own, ratio, tool) for tool in ("dwindle", peer))
-                if not ours or not theirs:
-                    continue
-                pairs = [ours[seed]["accuracy"] - theirs[seed]["accuracy"] for seed in ours if seed in theirs]
-                difference, error = mean_and_error(pairs)
-                differences.setdefault(kind, []).append(difference)
-                lines.append(
-                    f"| {kind} | {task} | {ratio:.0%} | {_names(ours)} | {_figure(ours.values())} | {_names(theirs)} | "
-                    f"{_figure(theirs.values())} | {difference * 100:+.2f}{_plus_minus(error)} |"
-                )
-    means = [
-        f"On average over tasks and ratios the best {kind} pruner of dwindle is "
-        f"{statistics.mean(own) * 100:+.2f} points from the best of {PEERS[kind]}."
-        for kind, own in differences.items()
-    ]
-    return ["\n".join(lines), *means]
-
-
-def chosen(rows: Sequence[Row], ratio: float, tool: str) -> dict[int, Row]:
-    """Return for each seed the row of the method that is best on the other seeds.
-
-    Args:
-        rows: Of one kind and task.
-        ratio: The ratio.
-        tool: The tool.
-    """
-    methods = {
-        title: {row["seed"]: row for row in found}
-        for title, found in by_method(rows, ratio).items()
-        if title.startswith(tool + ":")
-    }
-    most = max((len(own) for own in methods.values()), default=0)
-    methods = {title: own for title, own in methods.items() if len(own) == most}
-    picked = {}
-    for seed in sorted({seed for own in methods.values() for seed in own}):
-        known = {title: own for title, own in methods.items() if seed in own}
-        scores = {
-            title: statistics.mean(
-                row["accuracy"] for other, row in own.items() if other != seed or len(own) == 1
-            )
-            for title, own in known.items()
-        }
-        picked[seed] = known[max(scores, key=lambda title: scores[title])][seed]
-    return picked
-
-
-def _names(picked: Mapping[int, Row]) -> str:
-    return "; ".join(dict.fromkeys(row["method"] for row in picked.values()))
-
-
-def _figure(rows: Iterable[Row]) -> str:
-    mean, error = mean_and_error([row["accuracy"] for row in rows])
-    return f"{mean:.2%}{_plus_minus(error)}"
-
-
-def _plus_minus(error: float) -> str:
-    return "" if math.isnan(error) else f" ± {error * 100:.2f}"
-
-
 def table(rows: Sequence[Row], kind: str) -> str:
     """One line a method: accuracy at each ratio, then what the model is like at the middle one."""
     ratios = sorted({row["ratio"] for row in rows})
-    titles = list(dict.fromkeys(_title(row) for row in rows))
+    titles = list(dict.fromkeys(title_of(row) for row in rows))
     order = sorted(titles, key=lambda title: -_mean_of(rows, title, ratios))
     heads = ["method", *(f"{ratio:.0%}" for ratio in ratios), *(f"before, {ratio:.0%}" for ratio in ratios)]
     heads += ["MACs" if kind == "structured" else "zeros", "parameters", "latency", "seconds"]
@@ -182,7 +85,7 @@ def table(rows: Sequence[Row], kind: str) -> str:
         cells = [f"**{title}**" if title.startswith("dwindle") else title]
         cells += [_cell(rows, title, ratio, "accuracy") for ratio in ratios]
         cells += [_cell(rows, title, ratio, "accuracy_before_tuning") for ratio in ratios]
-        found = by_method(rows, middle).get(title) or [row for row in rows if _title(row) == title]
+        found = by_method(rows, middle).get(title) or [row for row in rows if title_of(row) == title]
         share = "macs" if kind == "structured" else "sparsity"
         cells.append(f"{_average(found, share):.1%}")
         cells.append(f"{_average(found, 'parameters'):.0%}")
@@ -211,7 +114,15 @@ def _cell(rows: Sequence[Row], title: str, ratio: float, key: str) -> str:
     if not values:
         return "–"
     mean, error = mean_and_error(values)
-    return f"{mean:.2%}{_plus_minus(error)}" if key == "accuracy" else f"{mean:.1%}"
+    if key != "accuracy":
+        return f"{mean:.1%}"
+    found = by_method(rows, ratio)[title]
+    if all(map(reached, found)):
+        return f"{mean:.2%}{plus_minus(error)}"
+    gone = statistics.mean(
+        1 - row["macs"] if row["kind"] == "structured" else row["sparsity"] for row in found
+    )
+    return f"({mean:.2%} at {gone:.0%})"
 
 
 def pareto(points: Sequence[tuple[float, float]]) -> list[tuple[float, float]]:
