@@ -20,13 +20,7 @@ def pair() -> tuple[nn.Module, nn.Module]:
 def linked(distiller: Distiller, *links: FeatureLink) -> Distiller:
     """The same distiller with these links (what a config_list would give)."""
     other = copy.copy(distiller)
-    from dwindle.distillation.recording import TargetRecorder
-
-    other.links = links
-    other._student = TargetRecorder([(link.module, link.target) for link in links], "student")
-    other._teacher = TargetRecorder(
-        [(name, link.target) for link in links for name in link.teacher_modules], "teacher"
-    )
+    other._link(links, None)
     return other
 
 

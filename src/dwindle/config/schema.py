@@ -6,6 +6,7 @@ dict into a setting and says in one line what is wrong with it.
 
 from __future__ import annotations
 
+import math
 import re
 from collections.abc import Mapping
 from typing import Annotated, Any, Literal
@@ -23,12 +24,31 @@ from pydantic import (
 from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.config.granularity import GranularityValue, check_value, implied_ratio
 
-Kind = Literal["pruning", "quantization", "distillation"]
+Kind = Literal["pruning", "quantization", "distillation", "factorization"]
 
-KINDS: tuple[Kind, ...] = ("pruning", "quantization", "distillation")
+KINDS: tuple[Kind, ...] = ("pruning", "quantization", "distillation", "factorization")
 
 #: What an axis of a model can be.
 AxisKind = Literal["channels", "heads", "head_width", "embedding", "feed_forward"]
+
+#: How a student's tensor can be compared with a teacher's.
+DISTILLATION_METHODS = (
+    "mse",
+    "kl",
+    "hint",
+    "attention_transfer",
+    "attention_map",
+    "attention_map_mse",
+    "token_relations",
+    "relation_distance",
+    "relation_angle",
+    "similarity",
+    "pkt",
+    "norm_direction",
+    "contrastive",
+    "dkd",
+    "dist",
+)
 
 #: Number formats beyond ``int{n}`` and ``uint{n}``.
 FLOAT_DTYPES = ("float8_e4m3fn", "float8_e5m2")
@@ -44,6 +64,7 @@ def _number(value: Any) -> Any:
 Ratio = Annotated[float, BeforeValidator(_number), Field(ge=0, le=1)]
 Number = Annotated[float, BeforeValidator(_number), Field(allow_inf_nan=False)]
 GroupId = Annotated[int | str, Field(union_mode="smart")]
+PositiveCount = Annotated[int, Field(ge=1, strict=True)]
 
 
 class Setting(BaseModel):
@@ -180,22 +201,81 @@ class DistillationSetting(Setting):
     """How one target is taught.
 
     Attributes:
-        lambda_: Weight of this target's loss (key ``lambda``); None is 1.
-        link: Name, or names, of the teacher's modules; None or ``auto`` is the one of the same name.
-        apply_method: Name of the loss, such as ``mse`` or ``kl``; None is ``mse``.
+        lambda_: Weight of this target's loss (key ``lambda``), a number or a schedule (``schedule(step) -> number``, or
+            a mapping such as ``{"linear": {"start": 1, "end": 0, "steps": 100}}``); None is 1.
+        link: Name, or names, of the teacher's modules; None or ``auto`` finds the one that corresponds.
+        apply_method: Name of the loss, one of :data:`DISTILLATION_METHODS`; None is ``mse``.
+        options: Options of the loss by name, such as ``{"temperature": 4.0}``; numbers or schedules.
     """
 
-    lambda_: Number | None = Field(default=None, alias="lambda")
+    lambda_: Any = Field(default=None, alias="lambda")
     link: str | tuple[str, ...] | None = None
     apply_method: str | None = None
+    options: dict[str, Any] | None = None
+
+    @field_validator("lambda_")
+    @classmethod
+    def _check_lambda(cls, value: Any) -> Any:
+        if value is None or callable(value) or isinstance(value, Mapping):
+            return value
+        if isinstance(value, bool) or not isinstance(value, int | float):
+            raise ValueError(f"{value!r} is not a number")
+        if not math.isfinite(value):
+            raise ValueError(f"{value!r} is not finite")
+        return float(value)
+
+    @field_validator("apply_method")
+    @classmethod
+    def _check_method(cls, value: str | None) -> str | None:
+        if value is None or value in DISTILLATION_METHODS:
+            return value
+        known = ", ".join(DISTILLATION_METHODS)
+        raise ValueError(f"{value!r} is not one of {known}{did_you_mean(value, DISTILLATION_METHODS)}")
 
 
-AnySetting = PruningSetting | QuantizationSetting | DistillationSetting
+class FactorizationSetting(Setting):
+    """How one layer becomes a product of smaller ones; without a rank of its own it takes part in the call's target.
+
+    Attributes:
+        method: ``svd``, ``tucker``, ``cp``, ``spatial``; ``auto`` is SVD for matrices and Tucker-2 for convolutions.
+        rank: A number, for Tucker-2 perhaps one for outputs and one for inputs, or ``vbmf``: as evidence supports.
+        rank_ratio: Share of the full rank.
+        energy: Share of the energy that is kept.
+        round_to: Ranks become a multiple of this, where they can.
+        minimum: No rank is smaller, unless it is full.
+    """
+
+    method: Literal["auto", "svd", "tucker", "cp", "spatial"] = "auto"
+    rank: PositiveCount | tuple[PositiveCount, PositiveCount] | Literal["vbmf"] | None = None
+    rank_ratio: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] | None = None
+    energy: Annotated[float, BeforeValidator(_number), Field(gt=0, le=1)] | None = None
+    round_to: PositiveCount = 1
+    minimum: PositiveCount = 1
+
+    @field_validator("rank", mode="before")
+    @classmethod
+    def _check_rank(cls, value: Any) -> Any:
+        if isinstance(value, str) and value != "vbmf":
+            raise ValueError(f"a rank is a number, a pair of them, or 'vbmf'{did_you_mean(value, ['vbmf'])}")
+        if isinstance(value, list | tuple) and len(value) == 1:
+            return value[0]
+        return value
+
+    @model_validator(mode="after")
+    def _check_together(self) -> FactorizationSetting:
+        given = [name for name in ("rank", "rank_ratio", "energy") if getattr(self, name) is not None]
+        if len(given) > 1:
+            raise ValueError(f"{' and '.join(given)} exclude each other")
+        return self
+
+
+AnySetting = PruningSetting | QuantizationSetting | DistillationSetting | FactorizationSetting
 
 _CLASSES: dict[str, type[Setting]] = {
     "pruning": PruningSetting,
     "quantization": QuantizationSetting,
     "distillation": DistillationSetting,
+    "factorization": FactorizationSetting,
 }
 
 
@@ -224,7 +304,7 @@ def validate(kind: str, values: Mapping[str, Any], where: str) -> Any:
     """Turn plain values into a setting of a kind.
 
     Args:
-        kind: ``pruning``, ``quantization`` or ``distillation``.
+        kind: ``pruning``, ``quantization``, ``distillation`` or ``factorization``.
         values: Keys and values as in a config_list.
         where: What the values belong to, for the message: ``config_list[2]``.
 

@@ -1,16 +1,15 @@
-"""The formulas of distillation, on plain tensors."""
+"""The two formulas that most distillation needs: divergence of distributions, squared differences."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import torch
 from torch import Tensor
 from torch.nn import functional
 
 from dwindle.config.errors import ConfigError
+from dwindle.distillation.checks import same_shape, widened
 
-__all__ = ["FEATURE_LOSSES", "class_dimension", "divergence", "feature_loss", "mean_squared_error"]
+__all__ = ["as_rows", "class_dimension", "divergence", "feature_divergence", "mean_squared_error"]
 
 
 def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, dim: int = -1) -> Tensor:
@@ -33,10 +32,9 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, dim: 
     Raises:
         ConfigError: The shapes differ, or the temperature is not positive.
     """
-    _same_shape(student, teacher, "logits")
-    if not temperature > 0:
-        raise ConfigError(f"temperature must be above 0, got {temperature}")
-    student, teacher = _widen(student), _widen(teacher.detach())
+    same_shape(student, teacher, "logits")
+    check_temperature(temperature)
+    student, teacher = widened(student), widened(teacher.detach())
     log_q = functional.log_softmax(student / temperature, dim)
     log_p = functional.log_softmax(teacher / temperature, dim)
     total = functional.kl_div(log_q, log_p, reduction="sum", log_target=True)
@@ -50,38 +48,23 @@ def mean_squared_error(student: Tensor, teacher: Tensor) -> Tensor:
     Raises:
         ConfigError: The shapes differ.
     """
-    _same_shape(student, teacher, "tensors")
-    return functional.mse_loss(_widen(student), _widen(teacher.detach()))
+    same_shape(student, teacher)
+    return functional.mse_loss(widened(student), widened(teacher.detach()))
 
 
-def _feature_divergence(student: Tensor, teacher: Tensor) -> Tensor:
-    """The ``kl`` of a config_list: softened by 2, over the last dimension, a mean over the first.
+def feature_divergence(student: Tensor, teacher: Tensor, temperature: float = 2.0) -> Tensor:
+    """The ``kl`` of a config_list: over the last dimension, a mean over the first, by default softened by 2.
 
     These are the constants of NNI's distillers, so that a list gives the same losses here.
+
+    Raises:
+        ConfigError: The shapes differ, or there is no dimension.
     """
-    _same_shape(student, teacher, "tensors")
+    same_shape(student, teacher)
     if student.dim() == 0:
         raise ConfigError("apply_method 'kl' needs a tensor with at least one dimension")
     positions = student.numel() // max(student.shape[-1], 1)
-    return divergence(student, teacher, temperature=2.0) * (positions / max(student.shape[0], 1))
-
-
-FEATURE_LOSSES: dict[str, Callable[[Tensor, Tensor], Tensor]] = {
-    "mse": mean_squared_error,
-    "kl": _feature_divergence,
-}
-"""The losses that ``apply_method`` names: ``loss(student, teacher) -> 0-d tensor``."""
-
-
-def feature_loss(method: str, student: Tensor, teacher: Tensor) -> Tensor:
-    """Compare two intermediate tensors by the loss that ``apply_method`` names.
-
-    Raises:
-        ConfigError: There is no such method, or the shapes differ.
-    """
-    if method not in FEATURE_LOSSES:
-        raise ConfigError(f"apply_method {method!r} is not one of {', '.join(FEATURE_LOSSES)}")
-    return FEATURE_LOSSES[method](student, teacher)
+    return divergence(student, teacher, temperature) * (positions / max(student.shape[0], 1))
 
 
 def class_dimension(logits: Tensor) -> int:
@@ -89,12 +72,16 @@ def class_dimension(logits: Tensor) -> int:
     return 1 if logits.dim() >= 4 else -1
 
 
-def _widen(tensor: Tensor) -> Tensor:
-    return tensor.float() if tensor.dtype in (torch.float16, torch.bfloat16) else tensor
+def as_rows(logits: Tensor, dim: int) -> Tensor:
+    """Return ``(positions, classes)`` of logits whose classes stand in dimension ``dim``."""
+    return logits.movedim(dim, -1).reshape(-1, logits.shape[dim])
 
 
-def _same_shape(student: Tensor, teacher: Tensor, what: str) -> None:
-    if student.shape != teacher.shape:
-        raise ConfigError(
-            f"student and teacher {what} differ in shape: {tuple(student.shape)} and {tuple(teacher.shape)}"
-        )
+def check_temperature(temperature: float) -> None:
+    """Raise where a temperature is not above 0.
+
+    Raises:
+        ConfigError: With the temperature.
+    """
+    if not temperature > 0 or not torch.isfinite(torch.tensor(temperature)):
+        raise ConfigError(f"temperature must be above 0, got {temperature}")

@@ -12,7 +12,7 @@ from torch.utils.hooks import RemovableHandle
 
 from dwindle.config.errors import ConfigError
 
-__all__ = ["CallRecorder", "TargetRecorder"]
+__all__ = ["CallRecorder", "TargetRecorder", "plain_copy", "tensors_in"]
 
 
 class CallRecorder:
@@ -48,7 +48,7 @@ class CallRecorder:
             return
         self.clear()
         self.args, self.kwargs = args, dict(kwargs)
-        tensors = list(_tensors((args, kwargs)))
+        tensors = list(tensors_in((args, kwargs)))
         self._versions = [(tensor, tensor._version) for tensor in tensors if not tensor.is_inference()]
         for device in {tensor.device.type for tensor in tensors}:
             enabled = torch.is_autocast_enabled(device)
@@ -148,8 +148,7 @@ class _Keep(_Begin):
                 f"target {self.target!r} of the {self.recorder.role}'s module {self.module_name!r} is no "
                 f"floating tensor, it is a {type(value).__name__}"
             )
-        # A copy: an in-place ReLU behind the module would change what was kept.
-        self.recorder.values.setdefault((self.module_name, self.target), []).append(value.clone())
+        self.recorder.values.setdefault((self.module_name, self.target), []).append(plain_copy(value))
 
     def missing(self, present: str) -> ConfigError:
         return ConfigError(
@@ -198,15 +197,27 @@ class _KeepInput(_Keep):
         self.keep(entries[key])
 
 
-def _tensors(value: Any) -> Iterable[Tensor]:
+def plain_copy(value: Tensor) -> Tensor:
+    """Return a copy that an in-place change behind a module does not reach, with its graph.
+
+    What was made under inference mode comes back as a normal tensor: autograd may keep it for the backward pass.
+    """
+    if not value.is_inference():
+        return value.clone()
+    with torch.inference_mode(False):
+        return value.clone()
+
+
+def tensors_in(value: Any) -> Iterable[Tensor]:
+    """Yield the tensors in nested mappings, lists and tuples."""
     if isinstance(value, Tensor):
         yield value
     elif isinstance(value, Mapping):
         for entry in value.values():
-            yield from _tensors(entry)
+            yield from tensors_in(entry)
     elif isinstance(value, list | tuple):
         for entry in value:
-            yield from _tensors(entry)
+            yield from tensors_in(entry)
 
 
 def _asleep(recorder: Any) -> Any:

@@ -20,6 +20,7 @@ from safetensors.torch import save_file
 from torch import Tensor
 
 from dwindle.config.errors import FileFormatError
+from dwindle.training.atomic_file import replaced_when_whole
 
 __all__ = ["load_state", "random_state", "restore_random_state", "save_state"]
 
@@ -38,15 +39,8 @@ def save_state(state: dict[str, Any], path: str | os.PathLike[str]) -> None:
     """
     tensors: dict[str, Tensor] = {}
     tree = _encode(state, "state", tensors)
-    target = Path(path)
-    part = target.with_name(f"{target.name}.{os.getpid()}.part")
-    try:
+    with replaced_when_whole(Path(path)) as part:
         save_file(tensors, part, metadata={"format": FORMAT, "tree": json.dumps(tree)})
-        with part.open("rb") as written:
-            os.fsync(written.fileno())
-        os.replace(part, target)
-    finally:
-        part.unlink(missing_ok=True)
 
 
 def load_state(path: str | os.PathLike[str]) -> dict[str, Any]:
