@@ -15,6 +15,7 @@ __version__ = "0.1.0"
 _NAMES = {
     "ShrinkResult": "dwindle.realize",
     "apply_plan": "dwindle.realize",
+    "factorize": "dwindle.realize",
     "lottery_ticket": "dwindle.realize",
     "pack_binary": "dwindle.realize",
     "pack_integers": "dwindle.realize",
@@ -43,6 +44,7 @@ _ROOMS = (
     "pruning",
     "quantization",
     "distillation",
+    "factorization",
     "report",
     "search",
     "recipe",

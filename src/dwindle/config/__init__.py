@@ -5,13 +5,20 @@ The history of a model stands in :mod:`dwindle.config.history`, errors in :mod:`
 
 from dwindle.config.granularity import Granularity
 from dwindle.config.resolution import excluded_modules, resolve
-from dwindle.config.schema import Align, DistillationSetting, PruningSetting, QuantizationSetting
+from dwindle.config.schema import (
+    Align,
+    DistillationSetting,
+    FactorizationSetting,
+    PruningSetting,
+    QuantizationSetting,
+)
 from dwindle.config.target_rules import aligned_mask
 from dwindle.config.targets import Target
 
 __all__ = [
     "Align",
     "DistillationSetting",
+    "FactorizationSetting",
     "Granularity",
     "PruningSetting",
     "QuantizationSetting",

@@ -46,7 +46,7 @@ def parse_entries(
 
     Args:
         config_list: Entries as dicts, in the form of NNI 3.0 or 2.x.
-        kind: ``pruning``, ``quantization`` or ``distillation``.
+        kind: ``pruning``, ``quantization``, ``distillation`` or ``factorization``.
         model: The model; only lists of 2.x need it.
         quiet: Do not warn about the form of 2.x.
 
@@ -62,7 +62,7 @@ def parse_entries(
     for index, item in enumerate(config_list):
         if not isinstance(item, Mapping):
             raise ConfigError(f"config_list[{index}] must be a dict, got {type(item).__name__}")
-    if is_legacy(config_list):
+    if is_legacy(config_list) and kind != "factorization":  # NNI 2.x had no such kind
         numbered = translate(config_list, kind, model, quiet=quiet)
     else:
         numbered = list(enumerate(map(dict, config_list)))

@@ -40,7 +40,7 @@ def resolve(
         model: The model; it is only read.
         config_list: Entries as dicts with NNI 3.0's keys; lists of NNI 2.x are translated, with a warning
             that shows the modern form.
-        kind: ``pruning``, ``quantization`` or ``distillation``.
+        kind: ``pruning``, ``quantization``, ``distillation`` or ``factorization``.
         defaults: Setting values for keys that an entry does not give, for targets that know them.
 
     Returns:

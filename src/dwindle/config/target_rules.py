@@ -63,11 +63,13 @@ def default_targets(module: nn.Module, kind: str) -> list[str]:
 
     Pruning: all parameters of the module's own, biases only where they can follow their weight.
     Quantization: the weights with input and output; a bias is quantized with the product of their scales by
-    every runtime, so it is a target only when it is named. Distillation: the output.
+    every runtime, so it is a target only when it is named. Distillation: the output. Factorization: the weight.
     """
     if kind == "distillation":
         return ["_output_0"]
     parameters = parameter_names(module)
+    if kind == "factorization":
+        return [name for name in parameters if name == "weight"]
     if kind == "pruning":
         among = set(parameters)
         return [name for name in parameters if "bias" not in name or follower_of(module, name, among)]

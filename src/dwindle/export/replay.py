@@ -88,6 +88,10 @@ def _pack_weights(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
     return importlib.import_module("dwindle.realize").replay_packed(model, entry)
 
 
+def _factorize(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
+    return importlib.import_module("dwindle.realize").replay_factorized(model, entry)
+
+
 def _unchanged(model: nn.Module, entry: Mapping[str, Any]) -> nn.Module:
     return model
 
@@ -99,5 +103,6 @@ register_replay("quantize_weights", _quantize_weights)
 register_replay("pack_weights", _pack_weights)
 register_replay("pack_integers", _pack_integers)
 register_replay("pack_binary", _pack_binary)
+register_replay("factorize", _factorize)
 for _kind in ("train", "finetune", "distill", "note"):  # these change numbers only
     register_replay(_kind, _unchanged)

@@ -18,39 +18,13 @@ from dwindle.config import Granularity, Target
 from dwindle.config.errors import ConfigError
 from dwindle.pruning.plan import PlannedTarget
 from dwindle.pruning.sampling import SampledPruner, ranked_groups, share_penalty
+from dwindle.simulate.hard_concrete import expected_gate, first_log_alpha, hard_concrete, open_probability
 from dwindle.training.schedule import Schedule
 
 __all__ = ["HardConcreteGate", "L0Pruner", "expected_gate", "hard_concrete", "open_probability"]
 
-#: The paper's temperature, and the ends of the stretched interval (section 4.1 and appendix).
-BETA, GAMMA, ZETA = 2 / 3, -0.1, 1.1
-
 #: The gate of a block that stays although its gate of evaluation is closed.
 _AJAR = 0.05
-
-
-def hard_concrete(log_alpha: Tensor, noise: Tensor) -> Tensor:
-    """Return a sample of the gates (equations 10 and 11): a stretched concrete variable, cut off at 0 and 1.
-
-    Args:
-        log_alpha: Locations, any shape.
-        noise: ``log(u) - log(1 - u)`` with ``u`` uniform between 0 and 1, same shape.
-
-    Returns:
-        Gates between 0 and 1, both ends included; same shape.
-    """
-    concrete = torch.sigmoid((noise + log_alpha) / BETA)
-    return (concrete * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
-
-
-def expected_gate(log_alpha: Tensor) -> Tensor:
-    """Return the gates of evaluation (equation 13)."""
-    return (torch.sigmoid(log_alpha) * (ZETA - GAMMA) + GAMMA).clamp(0, 1)
-
-
-def open_probability(log_alpha: Tensor) -> Tensor:
-    """Return the probability that a gate is not zero (equation 12); its sum is the expected L0 norm."""
-    return torch.sigmoid(log_alpha - BETA * math.log(-GAMMA / ZETA))
 
 
 class HardConcreteGate(simulate.Gate):
@@ -148,8 +122,8 @@ class L0Pruner(SampledPruner):
     def make_simulator(self, planned: PlannedTarget, weight: Tensor) -> nn.Module:
         """Return a gate that is zero with probability ``first_closed``."""
         noise = self.noise_of(planned, weight.device)
-        opened = math.log((1 - self.first_closed) / self.first_closed) + BETA * math.log(-GAMMA / ZETA)
-        return HardConcreteGate(torch.full_like(noise, opened), planned.granularity, noise)
+        opened = torch.full_like(noise, first_log_alpha(self.first_closed))
+        return HardConcreteGate(opened, planned.granularity, noise)
 
     def gates(self) -> dict[Target, HardConcreteGate]:
         """Return the gates of each target."""

@@ -7,7 +7,6 @@ that is resumed draws what the uninterrupted one would have drawn, and within a 
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Mapping, Sequence
 from typing import Any, Protocol, cast
 
@@ -18,39 +17,16 @@ from dwindle.config import Granularity, Target
 from dwindle.config.errors import ConfigError
 from dwindle.pruning.plan import PlannedTarget
 from dwindle.pruning.trained import TrainingPruner, whole_number
+from dwindle.simulate.hard_concrete import logistic_noise
 from dwindle.training.schedule import CubicSchedule, Schedule
 
 __all__ = ["SampledPruner", "logistic_noise", "ranked_groups", "share_penalty"]
-
-#: Uniform numbers stay this far from 0 and 1, so that their logits stay finite.
-_MARGIN = 1e-6
 
 #: How far a logit may travel under Adam in a whole run, and the largest learning rate for it.
 _TRAVEL, _LARGEST_RATE = 30.0, 0.1
 
 #: Share of the steps over which the ratio rises by default.
 _RISING = 0.6
-
-
-def logistic_noise(
-    shape: Sequence[int], seed: int, step: int, name: str, device: torch.device | None = None
-) -> Tensor:
-    """Return ``log(u) - log(1 - u)`` with ``u`` uniform between 0 and 1: the noise of a Bernoulli's logit.
-
-    Args:
-        shape: Of the result.
-        seed: Same seed, step and name give the same numbers (on one kind of device).
-        step: Number of the optimizer step.
-        name: What the noise is for.
-        device: Where it is made.
-
-    Returns:
-        A float32 tensor.
-    """
-    digest = hashlib.blake2b(f"{seed}/{step}/{name}".encode(), digest_size=8).digest()
-    generator = torch.Generator(device or "cpu").manual_seed(int.from_bytes(digest) >> 1)
-    uniform = torch.rand(tuple(shape), generator=generator, device=device)
-    return torch.logit(uniform, eps=_MARGIN)
 
 
 def share_penalty(share: Tensor, ratio: float, width: float) -> Tensor:

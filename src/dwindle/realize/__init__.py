@@ -11,6 +11,7 @@ from typing import Any
 
 from dwindle.realize.binary_layers import PackedBinaryConv2d, PackedBinaryLinear
 from dwindle.realize.depth import PassThrough
+from dwindle.realize.factorize import factorize, replay_factorized
 from dwindle.realize.from_masks import realize
 from dwindle.realize.integer_layers import IntegerConvolution, IntegerLinear
 from dwindle.realize.pack_binary import BinaryResult, pack_binary, replay_binary
@@ -52,6 +53,7 @@ __all__ = [
     "Verification",
     "apply_plan",
     "densified",
+    "factorize",
     "lottery_ticket",
     "pack_binary",
     "pack_integers",
@@ -61,6 +63,7 @@ __all__ = [
     "realize",
     "repair",
     "replay_binary",
+    "replay_factorized",
     "replay_integers",
     "replay_packed",
     "replay_sparse",

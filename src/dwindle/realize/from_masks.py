@@ -222,9 +222,10 @@ def _apply(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> None:
 def _effective(model: nn.Module, masks: Mapping[str, torch.Tensor]) -> dict[str, torch.Tensor]:
     """Parameters and buffers as the masked model uses them, by the names of the recording."""
     tensors = {name: _held(*holders[0]) for name, holders in tensor_slots(model).items()}
-    for target, gate in simulate.simulated_targets(model, "gate").items():
-        if target.is_parameter and target.path in tensors:
-            tensors[target.path] = gate(tensors[target.path].detach()).detach()
+    for stage in ("low_rank", "gate"):
+        for target, simulator in simulate.simulated_targets(model, stage).items():
+            if target.is_parameter and target.path in tensors:
+                tensors[target.path] = simulator(tensors[target.path].detach()).detach()
     attached = {
         target.path: mask for target, mask in simulate.get_masks(model).items() if target.is_parameter
     }

@@ -18,7 +18,13 @@ __all__ = ["gather"]
 
 Records = Sequence[Mapping[str, Any]]
 
-_TITLES = {"prune": "pruned", "finetune": "fine-tuned", "quantize": "int8", "train": "trained"}
+_TITLES = {
+    "prune": "pruned",
+    "factorize": "factorized",
+    "finetune": "fine-tuned",
+    "quantize": "int8",
+    "train": "trained",
+}
 
 
 def gather(recipe: Recipe, text: str, chains: Mapping[int, Records]) -> RunSummary:

@@ -7,6 +7,8 @@ from typing import Any
 import torch
 from torch import nn
 
+from dwindle.factorization import FactorizedLayer
+
 __all__ = ["describe_layers"]
 
 
@@ -21,6 +23,8 @@ def describe_layers(model: nn.Module) -> list[dict[str, Any]]:
     for name, module in model.named_modules():
         weight = getattr(module, "weight", None)
         if not isinstance(weight, torch.Tensor) or weight.dim() < 2 or id(weight) in seen:
+            continue
+        if isinstance(module, FactorizedLayer):  # its parts are layers; the product is none
             continue
         seen.add(id(weight))
         found.append(

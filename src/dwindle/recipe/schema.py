@@ -141,17 +141,33 @@ class TrainStage(Stage):
 
 
 class Distillation(Part):
-    """Learn from the original model as well as from the labels.
+    """Learn from the original model (or from the model's own moving average) as well as from the labels.
 
     Attributes:
+        teacher: ``original``, or ``ema``: the moving average of the model that is trained.
         temperature: Softens both distributions.
         weight: Weight of the teacher's outputs; the labels have ``1 - weight``.
+        loss: How outputs are compared: ``kl``, ``dkd`` or ``dist``.
+        options: Options of that loss.
         config_list: Pairs of intermediate tensors (kind ``distillation``).
+        ema_decay: Of the moving average.
+        cache: Keep the teacher's answers on disk while the stage trains; for data without ``augment``.
     """
 
+    teacher: Literal["original", "ema"] = "original"
     temperature: float = Field(default=4.0, gt=0.0)
     weight: Fraction = 0.9
+    loss: Literal["kl", "dkd", "dist"] = "kl"
+    options: dict[str, Any] = {}
     config_list: list[dict[str, Any]] | None = None
+    ema_decay: Fraction = 0.999
+    cache: bool = False
+
+    @model_validator(mode="after")
+    def _cacheable(self) -> Distillation:
+        if self.cache and self.teacher == "ema":
+            raise ValueError("cache: what a moving average says changes with every step; nothing can be kept")
+        return self
 
 
 class QuantizationInTraining(Part):
@@ -251,6 +267,58 @@ class PruneStage(Stage):
             raise ValueError("give one of ratio, target and config_list")
         if self.repair and self.config_list is not None:
             raise ValueError("repair goes with ratio or target, not with config_list")
+        return self
+
+
+class FactorizeTarget(Part):
+    """What should be left, as a share (0 to 1) of the model that enters the stage."""
+
+    macs: Fraction | None = None
+    params: Fraction | None = None
+
+    @model_validator(mode="after")
+    def _one(self) -> FactorizeTarget:
+        if (self.macs is None) == (self.params is None):
+            raise ValueError("give one of macs and params")
+        return self
+
+
+class FactorizeStage(Stage):
+    """Replace layers by chains of smaller ones of low rank; see ``dw.factorize``.
+
+    Give at least one of ``target``, ``rank``, ``rank_ratio``, ``energy`` and ``config_list``.
+
+    Attributes:
+        target: What should be left, such as ``{macs: 0.5}``.
+        rank: Rank of every layer, or ``vbmf``.
+        rank_ratio: Share of the full ranks.
+        energy: Share of the energy that is kept.
+        method: ``auto``, ``svd``, ``tucker``, ``cp`` or ``spatial``.
+        config_list: Settings of the kind ``factorization`` for single layers.
+        round_to: Ranks become a multiple of this.
+        minimum: Smallest rank.
+        data_batches: Calibration batches by which ``svd`` judges what matters for the outputs; 0 judges by the weights.
+    """
+
+    kind: ClassVar[str] = "factorize"
+    makes_model: ClassVar[bool] = True
+    target: FactorizeTarget | None = None
+    rank: Count | Literal["vbmf"] | None = None
+    rank_ratio: float | None = Field(default=None, gt=0.0, le=1.0)
+    energy: float | None = Field(default=None, gt=0.0, le=1.0)
+    method: Literal["auto", "svd", "tucker", "cp", "spatial"] = "auto"
+    config_list: list[dict[str, Any]] | None = None
+    round_to: Count = 1
+    minimum: Count = 1
+    data_batches: int = Field(default=8, ge=0)
+
+    @model_validator(mode="after")
+    def _some(self) -> FactorizeStage:
+        ranks = [name for name in ("rank", "rank_ratio", "energy") if getattr(self, name) is not None]
+        if len(ranks) > 1:
+            raise ValueError(f"{' and '.join(ranks)} exclude each other")
+        if not ranks and self.target is None and self.config_list is None:
+            raise ValueError("give a target, rank, rank_ratio, energy or config_list")
         return self
 
 
@@ -382,6 +450,7 @@ STAGES: dict[str, type[Stage]] = {
     for stage in (
         TrainStage,
         PruneStage,
+        FactorizeStage,
         FinetuneStage,
         QuantizeStage,
         ExportStage,

@@ -179,7 +179,13 @@ def fastest(summary: RunSummary) -> tuple[str, float, float] | None:
 def sentence(summary: RunSummary) -> str:
     """One sentence that says what happened to the model."""
     stages = [record["kind"] for record in summary.seeds[0].stages]
-    verbs = {"train": "trained", "prune": "pruned", "finetune": "fine-tuned", "quantize": "quantized"}
+    verbs = {
+        "train": "trained",
+        "prune": "pruned",
+        "factorize": "factorized",
+        "finetune": "fine-tuned",
+        "quantize": "quantized",
+    }
     done = list(dict.fromkeys(verbs[kind] for kind in stages if kind in verbs))
     runs = f", {len(summary.seeds)} times over" if len(summary.seeds) > 1 else ""
     if not done:

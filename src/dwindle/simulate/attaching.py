@@ -48,7 +48,8 @@ def register_simulator(model: nn.Module, target: Target, simulator: nn.Module, s
         model: The model, changed in place. Its parameters stay the objects they are.
         target: A parameter, an input or an output of one of its modules.
         simulator: A module that takes the tensor and returns one of the same shape.
-        stage: ``gate``, ``mask``, ``quantize`` or ``observe``: simulators of one target act in this order.
+        stage: ``low_rank``, ``gate``, ``mask``, ``quantize`` or ``observe``: simulators of one target act in this
+            order.
 
     Raises:
         ConfigError: The target does not exist, or the stage is unknown or taken.

@@ -18,7 +18,7 @@ from dwindle.config.errors import ConfigError, did_you_mean
 RESERVED = "_dwindle"
 
 #: Order in which simulators of one target act.
-STAGES = ("gate", "mask", "quantize", "observe")
+STAGES = ("low_rank", "gate", "mask", "quantize", "observe")
 
 
 class MaskSimulator(nn.Module):

@@ -7,6 +7,7 @@ from typing import Any
 
 from dwindle.recipe.context import StageContext
 from dwindle.recipe.stages.export import run_export
+from dwindle.recipe.stages.factorize import run_factorize
 from dwindle.recipe.stages.measure import run_measure
 from dwindle.recipe.stages.prune import run_prune
 from dwindle.recipe.stages.quantize import run_quantize
@@ -17,6 +18,7 @@ __all__ = ["RUNNERS", "run_original"]
 RUNNERS: dict[str, Callable[[StageContext], dict[str, Any]]] = {
     "train": run_train,
     "prune": run_prune,
+    "factorize": run_factorize,
     "finetune": run_finetune,
     "quantize": run_quantize,
     "export": run_export,

@@ -1,0 +1,386 @@
+"""Ranks that are learned while the model is trained."""
+
+from __future__ import annotations
+
+import sys
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.optim.optimizer import register_optimizer_step_pre_hook
+
+from dwindle import simulate
+from dwindle.config import FactorizationSetting, Target
+from dwindle.config.errors import ConfigError, DwindleError
+from dwindle.factorization.directions import GatedDirections, gated_modes, principal_directions
+from dwindle.factorization.forms import chain_elements, chain_macs, form_of, kernel_of, method_for, parts_of
+from dwindle.factorization.observation import observed_calls
+from dwindle.factorization.planning import check_target, layer_weight, selected_settings, unfit_layers
+from dwindle.factorization.ranks import LayerProblem, said_ranks
+from dwindle.factorization.svd import widened
+from dwindle.graph.macs import count_macs
+from dwindle.simulate.hard_concrete import first_log_alpha, logistic_noise, open_probability
+from dwindle.training.processes import average_gradients, is_distributed, share_from_first
+from dwindle.training.schedule import CubicSchedule, Schedule
+
+__all__ = ["LowRankTraining"]
+
+#: Share of the steps over which the goal is approached by default; the learning rate's bounds (Adam's logits).
+_RISING, _TRAVEL, _LARGEST_RATE = 0.6, 30.0, 0.1
+
+
+class LowRankTraining:
+    """A compressor that learns the rank of each layer in a training run.
+
+    Each weight is seen through its principal directions, each with a gate that is drawn from a hard concrete
+    distribution (Louizos et al., https://arxiv.org/abs/1712.01312) at every step; ``run.loss()`` steers the expected
+    cost of the chains, in which the ranks are the expected numbers of open gates, towards the goal. So layers compete
+    for the budget by what they give the task. After ``training_steps`` the least likely directions go, as many as the
+    goal asks for, and the weights train on within those that stay. Leaving the run folds the gates into the weights,
+    which then have the learned ranks exactly::
+
+        with dw.compress(model, [pruner, low_rank]) as run: ...
+        result = dw.factorize(model, low_rank.config_list(), example_inputs=(x,))
+
+    List it behind pruners: what it does to a weight comes before masks, so it is folded in before them. The rounding
+    of a quantizer is learned for the product; the chains are quantized anew.
+
+    Args:
+        model: The model.
+        config_list: Entries of the kind ``factorization``; None is every layer that can be factorized. Layers with a
+            ``rank``, ``rank_ratio`` or ``energy`` of their own have that as goal, the others share the target. Methods
+            are those of ``auto``.
+        example_inputs: A tensor or a tuple of positional inputs.
+        example_kwargs: Keyword inputs.
+        training_steps: Optimizer steps until the ranks stand.
+        target: ``{"macs": 0.5}`` or ``{"params": 0.5}``: the share of the whole model that stays.
+        schedule: Share of the way to the goal by optimizer step, 0 to 1; None rises as ``1 - (1 - t)**3`` over the
+            first 60 % of ``training_steps``.
+        width: Distance of the cost from its goal, as a share of what the layers cost whole, at which the penalty is 1.
+        first_closed: Probability that a gate is zero at the beginning.
+        learning_rate: Of the gates; None is 30 over ``training_steps``, at most 0.1, which suits Adam.
+        seed: Of the gates that are drawn; the same in all processes of a run.
+
+    Attributes:
+        left: Layers that were asked for and stay as they are, with the reason.
+        finished: Whether the ranks stand.
+
+    Raises:
+        ConfigError: An argument is not valid.
+        CaptureError: The model fails on the inputs.
+    """
+
+    def __init__(
+        self,
+        model: nn.Module,
+        config_list: Sequence[Mapping[str, Any]] | None = None,
+        *,
+        example_inputs: Any,
+        example_kwargs: Mapping[str, Any] | None = None,
+        training_steps: int,
+        target: Mapping[str, float] | None = None,
+        schedule: Schedule | None = None,
+        width: float = 0.05,
+        first_closed: float = 0.02,
+        learning_rate: float | None = None,
+        seed: int = 0,
+    ) -> None:
+        if isinstance(training_steps, bool) or not isinstance(training_steps, int) or training_steps < 1:
+            raise ConfigError(f"training_steps: {training_steps!r} is not a whole number from 1 on")
+        if not width > 0:
+            raise ConfigError(f"width: {width!r} is not a positive number")
+        if not 0 < first_closed < 1:
+            raise ConfigError(f"first_closed: {first_closed!r} is not a probability between 0 and 1")
+        self.unit, share = check_target(target)
+        self.model, self.training_steps, self.width, self.seed = model, training_steps, width, seed
+        self.first_closed = first_closed
+        self.learning_rate = (
+            min(_LARGEST_RATE, _TRAVEL / training_steps) if learning_rate is None else learning_rate
+        )
+        self.schedule = schedule or CubicSchedule(0.0, 1.0, steps=max(1, int(training_steps * _RISING)))
+        self.steps, self.finished = 0, False
+        self.simulators: dict[str, GatedDirections] = {}
+        self._attached = False
+        self._handle: Any = None
+        inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+        call = (inputs, dict(example_kwargs or {}))
+        self._plan(selected_settings(model, config_list, FactorizationSetting()), call, share)
+
+    def _plan(
+        self, settings: Mapping[str, FactorizationSetting], call: tuple[Any, Any], share: float | None
+    ) -> None:
+        """Work out which layers take part and what their goals are."""
+        self.left = unfit_layers(self.model, list(settings))
+        weights = {n: layer_weight(self.model.get_submodule(n)) for n in settings if n not in self.left}
+        forms = {name: form_of(self.model.get_submodule(name), own) for name, own in weights.items()}
+        calls = observed_calls(self.model, forms, call)
+        self.problems: dict[str, LayerProblem] = {}
+        self.goals: dict[str, tuple[int, ...]] = {}
+        for name, form in forms.items():
+            if name not in calls:
+                self.left[name] = "no call of it was seen"
+                continue
+            kernel = widened(kernel_of(form, weights[name]))
+            problem = LayerProblem(form, kernel, method_for(form), calls[name])
+            said = said_ranks(problem, settings[name])
+            if said is not None:
+                self.goals[name] = said
+            elif share is None:
+                raise ConfigError(f"{name}: no rank; give rank, rank_ratio, energy or a target")
+            self.problems[name] = LayerProblem(
+                form, kernel[:0], problem.method, calls[name]
+            )  # the weight moves on
+        if not self.problems:
+            raise ConfigError(f"no layer can be factorized: {self.left}")
+        self.shared = [name for name in self.problems if name not in self.goals]
+        self.budget: float | None = None
+        if share is not None and self.shared:
+            self.budget = self._budget(call, share)
+
+    def _budget(self, call: tuple[Any, Any], share: float) -> float:
+        """Return what the layers that share the target may cost together."""
+        args, kwargs = call
+        if self.unit == "macs":
+            total = float(count_macs(self.model, args, kwargs))
+        else:
+            total = float(sum(parameter.numel() for parameter in self.model.parameters()))
+        whole = {name: problem.whole_cost(self.unit) for name, problem in self.problems.items()}
+        said = sum(
+            min(self.problems[name].cost(own, self.unit), whole[name]) for name, own in self.goals.items()
+        )
+        budget = share * total - (total - sum(whole.values())) - said
+        least = sum(
+            self.problems[name].cost((1,) * len(self.problems[name].full), self.unit) for name in self.shared
+        )
+        if budget < least:
+            raise ConfigError(
+                f"target: {self.unit} = {share:g} cannot be reached; the layers that may change allow no less than "
+                f"{share + (least - budget) / total:.3f}"
+            )
+        return budget
+
+    # The way through.
+
+    def attach(self) -> None:
+        """Put gates on the weights, all of them nearly open.
+
+        Raises:
+            ConfigError: It was attached before, or a weight has such gates already.
+        """
+        if self._attached:
+            return
+        if self.simulators:
+            if self.finished:
+                return  # the ranks are in the weights
+            raise ConfigError("the gates of this LowRankTraining are folded into the weights; make a new one")
+        made: dict[str, GatedDirections] = {}
+        try:
+            for name, problem in self.problems.items():
+                made[name] = self._simulator(name, problem)
+                simulate.register_simulator(self.model, Target(name, "weight"), made[name], "low_rank")
+        except BaseException:
+            simulate.detach(self.model, keep_values=False, targets=_targets(made), stage="low_rank")
+            raise
+        self.simulators, self._attached = made, True
+        share_from_first([own.data for own in self.parameters()])
+        if is_distributed():
+            self._handle = register_optimizer_step_pre_hook(self._before_optimizer)
+        self._draw()
+
+    def _simulator(self, name: str, problem: LayerProblem) -> GatedDirections:
+        weight = layer_weight(self.model.get_submodule(name))
+        kernel, modes = widened(kernel_of(problem.form, weight)), gated_modes(problem.form)
+        bases = [principal_directions(kernel, mode).to(weight) for mode in modes]
+        return GatedDirections(
+            bases, modes, first_log_alpha(self.first_closed), transposed=problem.form.transposed
+        )
+
+    def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
+        """Average the gates' gradients: a DDP that was made before the gates does not know them."""
+        trained = {id(own) for group in optimizer.param_groups for own in group["params"]}
+        average_gradients([own for own in self.parameters() if id(own) in trained])
+
+    def _draw(self) -> None:
+        for name, simulator in self.simulators.items():
+            simulator.draw(
+                [
+                    logistic_noise(gate.shape, self.seed, self.steps, f"{name}/{mode}", gate.device)
+                    for mode, gate in enumerate(simulator.gates)
+                ]
+            )
+
+    def step(self) -> None:
+        """The optimizer has made one step.
+
+        Raises:
+            DwindleError: A gate is not a number.
+        """
+        if not self._attached or self.finished:
+            return
+        self.steps += 1
+        if self.steps >= self.training_steps:
+            self.finish()
+        else:
+            self._draw()
+
+    def loss(self) -> Tensor | float:
+        """Return the squared distance of the expected cost from where it should be by now; 0 once the ranks stand."""
+        if not self._attached or self.finished:
+            return 0.0
+        level = float(self.schedule(self.steps))
+        groups = [([name], self._said_cost(name)) for name in self.goals]
+        if self.budget is not None:
+            groups.append((self.shared, self.budget))
+        penalties = []
+        for names, budget in groups:
+            whole = sum(self.problems[name].whole_cost(self.unit) for name in names)
+            first = sum(self._chain_cost(name, self._all_open(name)) for name in names)
+            expected = sum((self._chain_cost(name, self._expected(name)) for name in names), torch.zeros(()))
+            goal = first + (budget - first) * level
+            penalties.append(((expected - goal) / (whole * self.width)).square())
+        return torch.stack(penalties).mean()
+
+    def _all_open(self, name: str) -> list[Any]:
+        return [(1 - self.first_closed) * gate.numel() for gate in self.simulators[name].gates]
+
+    def _expected(self, name: str) -> list[Any]:
+        return [open_probability(gate).sum() for gate in self.simulators[name].gates]
+
+    def _said_cost(self, name: str) -> float:
+        return self.problems[name].cost(self.goals[name], self.unit)
+
+    def _chain_cost(self, name: str, ranks: Sequence[Any]) -> Any:
+        """Return the cost of a chain, whole numbers or tensors."""
+        problem = self.problems[name]
+        parts = parts_of(problem.method, problem.form, ranks)
+        if self.unit == "macs":
+            return chain_macs(parts, problem.form, problem.calls)
+        return chain_elements(parts, problem.form)
+
+    def finish(self) -> None:
+        """Make the ranks final; :meth:`step` does so after ``training_steps``.
+
+        Raises:
+            ConfigError: It is not attached.
+            DwindleError: A gate is not a number; everything stays as it was.
+        """
+        if self.finished:
+            return
+        if not self._attached:
+            raise ConfigError("finish() ends what attach() began")
+        for name, simulator in self.simulators.items():
+            if not all(bool(torch.isfinite(gate).all()) for gate in simulator.gates):
+                raise DwindleError(f"{name}: a gate is not a number")
+        ranks = self._final_ranks()
+        for name, simulator in self.simulators.items():
+            stay = []
+            for gate, rank in zip(simulator.gates, ranks[name], strict=True):
+                chosen = torch.zeros_like(gate, dtype=torch.bool)
+                chosen[gate.detach().argsort(descending=True, stable=True)[:rank]] = True
+                stay.append(chosen)
+            simulator.close(stay)
+        self.finished = True
+
+    def _final_ranks(self) -> dict[str, list[int]]:
+        """Close the least likely directions, one by one over all layers that share the target, until it is met."""
+        ranks = {
+            name: list(self.goals.get(name, [gate.numel() for gate in own.gates]))
+            for name, own in self.simulators.items()
+        }
+        if self.budget is None:
+            return ranks
+        whole = {name: self.problems[name].whole_cost(self.unit) for name in self.shared}
+        costs = {name: self.problems[name].cost(ranks[name], self.unit) for name in self.shared}
+        spent = sum(min(costs[name], whole[name]) for name in self.shared)
+        order = sorted(
+            (float(value), name, mode)
+            for name in self.shared
+            for mode, gate in enumerate(self.simulators[name].gates)
+            for value in gate.detach().cpu()
+        )
+        for _, name, mode in order:
+            if spent <= self.budget:
+                break
+            if ranks[name][mode] == 1:
+                continue
+            ranks[name][mode] -= 1
+            before, costs[name] = costs[name], self.problems[name].cost(ranks[name], self.unit)
+            spent += min(costs[name], whole[name]) - min(before, whole[name])
+        return ranks
+
+    def parameters(self) -> Iterator[nn.Parameter]:
+        """The gates, for ``run.add_parameters_to(optimizer)``."""
+        for simulator in self.simulators.values():
+            yield from simulator.gates
+
+    def parameter_options(self) -> dict[str, Any]:
+        """Options of the gates' group in an optimizer: no weight decay, their own learning rate, and Adam."""
+        return {"weight_decay": 0.0, "lr": self.learning_rate, "adaptive": True}
+
+    def ranks(self) -> dict[str, tuple[int, ...]]:
+        """Return the ranks of each layer: one, or for Tucker-2 those of outputs and of inputs.
+
+        Raises:
+            DwindleError: They do not stand yet.
+        """
+        if not self.finished:
+            raise DwindleError(f"the ranks stand after {self.training_steps} steps, not after {self.steps}")
+        return {name: simulator.ranks() for name, simulator in self.simulators.items()}
+
+    def config_list(self) -> list[dict[str, Any]]:
+        """Return the learned ranks as entries for :func:`dwindle.factorize`.
+
+        Raises:
+            DwindleError: They do not stand yet.
+        """
+        return [
+            {"op_names": [name], "rank": list(own) if len(own) > 1 else own[0]}
+            for name, own in self.ranks().items()
+        ]
+
+    def detach(self, *, keep_values: bool = True) -> nn.Module:
+        """Take the gates off, leaving their effect in the weights (or, with False, taking it back)."""
+        if not self._attached:
+            return self.model
+        if keep_values and not self.finished and sys.exc_info()[0] is None:
+            warnings.warn(
+                f"LowRankTraining: training ended after {self.steps} of {self.training_steps} steps; the ranks are not "
+                f"final (finish() makes them so)",
+                stacklevel=3,
+            )
+        if self._handle is not None:
+            self._handle.remove()
+            self._handle = None
+        for simulator in self.simulators.values():
+            simulator.eval()  # what is drawn in training is not what stays
+        simulate.detach(
+            self.model, keep_values=keep_values, targets=_targets(self.simulators), stage="low_rank"
+        )
+        self._attached = False
+        if not keep_values and not self.finished:
+            self.simulators = {}
+        return self.model
+
+    def state_dict(self) -> dict[str, Any]:
+        """Return what is needed to go on; the gates are in the model's own state."""
+        return {"steps": self.steps, "finished": self.finished}
+
+    def load_state_dict(self, state: Mapping[str, Any]) -> None:
+        """Take over what :meth:`state_dict` gave.
+
+        Raises:
+            ConfigError: A key is missing.
+        """
+        missing = {"steps", "finished"} - set(state)
+        if missing:
+            raise ConfigError(f"the state of LowRankTraining needs {', '.join(sorted(missing))}")
+        self.steps, self.finished = int(state["steps"]), bool(state["finished"])
+        for simulator in self.simulators.values():
+            simulator.sampling = not self.finished
+        self._draw()
+
+
+def _targets(simulators: Mapping[str, nn.Module]) -> list[Target]:
+    return [Target(name, "weight") for name in simulators]
