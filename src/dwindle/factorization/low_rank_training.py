@@ -152,7 +152,8 @@ class LowRankTraining:
         )
         budget = share * total - (total - sum(whole.values())) - said
         least = sum(
-            self.problems[name].cost((1,) * len(self.problems[name].full), self.unit) for name in self.shared
+            min(self.problems[name].cost((1,) * len(self.problems[name].full), self.unit), whole[name])
+            for name in self.shared
         )
         if budget < least:
             raise ConfigError(

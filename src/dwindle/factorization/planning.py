@@ -153,6 +153,8 @@ def chosen_ranks(
             left[name] = reason
         else:
             ranks[name] = said
+    if budget is not None and ranks and not open_layers:
+        raise ConfigError("target: every layer has a rank of its own; leave the target or some ranks out")
     if open_layers and budget is not None:
         budget -= sum(problems[name].cost(own, unit) for name, own in ranks.items())
         budget -= sum(problems[name].whole_cost(unit) for name in left)

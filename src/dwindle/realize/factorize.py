@@ -90,6 +90,10 @@ def factorize(
     common = _common(method, rank, rank_ratio, energy, round_to, minimum)
     if share is None and config_list is None and rank is None and rank_ratio is None and energy is None:
         raise ConfigError("give a target, rank, rank_ratio, energy, or a config_list that says the ranks")
+    if share is not None and (rank is not None or rank_ratio is not None or energy is not None):
+        raise ConfigError(
+            "a target and a rank for all layers exclude each other; give ranks of single layers in a config_list"
+        )
     if is_quantized(model):
         raise ConfigError("this model is quantized; factorize it first and quantize it afterwards")
     inputs = _inputs(example_inputs, example_kwargs)

@@ -286,7 +286,7 @@ class FactorizeTarget(Part):
 class FactorizeStage(Stage):
     """Replace layers by chains of smaller ones of low rank; see ``dw.factorize``.
 
-    Give at least one of ``target``, ``rank``, ``rank_ratio``, ``energy`` and ``config_list``.
+    Give one of ``target``, ``rank``, ``rank_ratio`` and ``energy``, or a ``config_list``, or both.
 
     Attributes:
         target: What should be left, such as ``{macs: 0.5}``.
@@ -314,10 +314,12 @@ class FactorizeStage(Stage):
 
     @model_validator(mode="after")
     def _some(self) -> FactorizeStage:
-        ranks = [name for name in ("rank", "rank_ratio", "energy") if getattr(self, name) is not None]
+        ranks = [
+            name for name in ("target", "rank", "rank_ratio", "energy") if getattr(self, name) is not None
+        ]
         if len(ranks) > 1:
             raise ValueError(f"{' and '.join(ranks)} exclude each other")
-        if not ranks and self.target is None and self.config_list is None:
+        if not ranks and self.config_list is None:
             raise ValueError("give a target, rank, rank_ratio, energy or config_list")
         return self
 
