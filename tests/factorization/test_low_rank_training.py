@@ -208,3 +208,18 @@ def test_an_exception_takes_everything_back_and_mistakes_are_named() -> None:
             LowRankTraining(model, example_inputs=x, **{"training_steps": 4, **options})
     with pytest.warns(UserWarning, match="not final"), dw.compress(model, [low_rank]):
         pass
+
+
+def test_gates_that_nobody_trains_are_noticed() -> None:
+    model, (x, y) = perceptron().double(), data(4)
+    low_rank = LowRankTraining(model, example_inputs=x, training_steps=1, target={"macs": 0.5})
+    optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
+
+    def run_without() -> None:
+        with dw.compress(model, [low_rank]) as run:
+            (nn.functional.mse_loss(model(x), y) + run.loss()).backward()
+            optimizer.step()
+            run.step()
+
+    with pytest.raises(DwindleError, match="no optimizer trains them"):
+        run_without()

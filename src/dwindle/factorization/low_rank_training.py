@@ -216,12 +216,13 @@ class LowRankTraining:
         """The optimizer has made one step.
 
         Raises:
-            DwindleError: A gate is not a number.
+            DwindleError: The gates never moved, or one is not a number.
         """
         if not self._attached or self.finished:
             return
         self.steps += 1
         if self.steps >= self.training_steps:
+            self._see_that_gates_moved()
             self.finish()
         else:
             self._draw()
@@ -242,6 +243,14 @@ class LowRankTraining:
             goal = first + (budget - first) * level
             penalties.append(((expected - goal) / (whole * self.width)).square())
         return torch.stack(penalties).mean()
+
+    def _see_that_gates_moved(self) -> None:
+        first = first_log_alpha(self.first_closed)
+        if all(bool((gate == first).all()) for gate in self.parameters()):
+            raise DwindleError(
+                "the gates of LowRankTraining are as they were at the beginning: no optimizer trains them; call "
+                "run.add_parameters_to(optimizer) after entering dw.compress(...)"
+            )
 
     def _all_open(self, name: str) -> list[Any]:
         return [(1 - self.first_closed) * gate.numel() for gate in self.simulators[name].gates]

@@ -172,7 +172,7 @@ def _allocate(
 ) -> None:
     """Spread a budget over layers; adds to ``ranks`` and ``left``."""
     tables: list[Choices] = []
-    meanings: list[list[tuple[int, ...] | None]] = []
+    meanings = []
     for name, problem in problems.items():
         try:
             table, meaning = problem.choices(unit, settings[name].round_to, settings[name].minimum)
@@ -182,11 +182,10 @@ def _allocate(
         meanings.append(meaning)
     chosen = allocate(tables, budget)
     for name, meaning, pick in zip(problems, meanings, chosen.choices, strict=True):
-        own = meaning[pick]
-        if own is None:
+        if pick == len(meaning):
             left[name] = "the target loses least when it stays whole"
         else:
-            ranks[name] = own
+            ranks[name] = tuple(int(rank) for rank in meaning[pick])
 
 
 def _no_gain(problem: LayerProblem, ranks: tuple[int, ...], unit: str) -> str | None:

@@ -61,8 +61,8 @@ class LayerProblem:
         """Return what the layer costs as it is."""
         return float(layer_macs(self.form, self.calls) if unit == "macs" else self.form.elements)
 
-    def choices(self, unit: str, round_to: int, minimum: int) -> tuple[Choices, list[tuple[int, ...] | None]]:
-        """Return every choice of ranks that is cheaper than the whole layer, and the whole layer (None).
+    def choices(self, unit: str, round_to: int, minimum: int) -> tuple[Choices, np.ndarray]:
+        """Return every choice of ranks that is cheaper than the whole layer, and the whole layer as the last one.
 
         The loss is the share of the layer's energy (on the data, of its outputs' energy) that goes.
 
@@ -71,6 +71,9 @@ class LayerProblem:
             round_to: Ranks are multiples of this (or full).
             minimum: No rank is smaller, unless it is full.
 
+        Returns:
+            The choices, and the ranks of all but the last one, ``[choices - 1, ranks]``.
+
         Raises:
             ConfigError: CP, whose loss is not known before it is done.
         """
@@ -78,23 +81,17 @@ class LayerProblem:
             raise ConfigError("what 'cp' loses at a rank is not known before; give rank= for these layers")
         lost = lost_shares(self.method, self.kernel, self.covariance).cpu().numpy()
         steps = [allowed_ranks(most, round_to, minimum) for most in self.full]
-        picked: list[tuple[int, ...]]
-        if len(steps) == 1:
-            picked = [(int(rank),) for rank in steps[0]]
-        else:
-            picked = [(int(first), int(second)) for first in steps[0] for second in steps[1]]
-        grid = np.array(picked)
-        loss = lost[tuple(grid[:, dim] - 1 for dim in range(grid.shape[1]))]
-        parts = parts_of(self.method, self.form, [grid[:, dim] for dim in range(grid.shape[1])])
+        columns = [grid.ravel() for grid in np.meshgrid(*steps, indexing="ij")]
+        loss = lost[tuple(column - 1 for column in columns)]
+        parts = parts_of(self.method, self.form, columns)
         cost = (
             chain_macs(parts, self.form, self.calls) if unit == "macs" else chain_elements(parts, self.form)
         )
         whole = self.whole_cost(unit)
         cheaper = np.flatnonzero(cost < whole)
-        ranks: list[tuple[int, ...] | None] = [picked[number] for number in cheaper]
         costs = np.append(cost[cheaper].astype(np.float64), whole)
         losses = np.append(loss[cheaper], 0.0)
-        return Choices(costs, losses), [*ranks, None]
+        return Choices(costs, losses), np.stack(columns, axis=1)[cheaper]
 
 
 def allowed_ranks(most: int, round_to: int, minimum: int) -> np.ndarray:

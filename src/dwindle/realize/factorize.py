@@ -339,7 +339,8 @@ def _swap(
         for chain in kept.values():
             undo += _move_bias(chain)
         if optimizer is not None:
-            fresh = [part.weight for chain in kept.values() for part in chain.layer]
+            layers = [chain.layer for chain in kept.values()]
+            fresh = [own for layer in layers for own in layer.parameters() if own is not layer.bias]
             dropped = [layer_weight(old[name]) for name in kept]
             undo.append(carry_over(optimizer, {}, added=fresh, dropped=dropped))
         after = _outputs(model, inputs)
