@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor, nn
@@ -17,7 +17,7 @@ _CONVOLUTIONS: dict[int, type[nn.Conv1d] | type[nn.Conv2d] | type[nn.Conv3d]] = 
     4: nn.Conv2d,
     5: nn.Conv3d,
 }
-_POOLS = {
+_POOLS: dict[int, Callable[..., Tensor]] = {
     1: functional.adaptive_avg_pool1d,
     2: functional.adaptive_avg_pool2d,
     3: functional.adaptive_avg_pool3d,
@@ -39,8 +39,7 @@ def pooled_to(maps: Tensor, sizes: Sequence[int]) -> Tensor:
         return maps
     if len(wanted) not in _POOLS:
         raise ConfigError(f"maps with {len(wanted)} sizes cannot be pooled to {wanted}")
-    pooled: Tensor = _POOLS[len(wanted)](maps, wanted if len(wanted) > 1 else wanted[0])  # type: ignore[operator]
-    return pooled
+    return _POOLS[len(wanted)](maps, wanted if len(wanted) > 1 else wanted[0])
 
 
 def channel_dimension(student: Sequence[int], teacher: Sequence[int]) -> int:

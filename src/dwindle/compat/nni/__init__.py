@@ -7,6 +7,7 @@
 """
 
 from dwindle.compat.nni.dependency import auto_set_denpendency_group_ids, auto_set_dependency_group_ids
+from dwindle.compat.nni.distillers import Adaptive1dLayerwiseDistiller, DynamicLayerwiseDistiller
 from dwindle.compat.nni.evaluator import TorchEvaluator
 from dwindle.compat.nni.heads import TransformerHeadPruner
 from dwindle.compat.nni.pruners import (
@@ -48,9 +49,11 @@ __all__ = [
     "AMCPruner",
     "ActivationAPoZRankPruner",
     "ActivationMeanRankPruner",
+    "Adaptive1dLayerwiseDistiller",
     "AutoCompressPruner",
     "BNNQuantizer",
     "DoReFaQuantizer",
+    "DynamicLayerwiseDistiller",
     "FPGMPruner",
     "L1NormPruner",
     "L2NormPruner",

@@ -9,11 +9,13 @@ import torch
 from torch import Tensor, nn
 
 from dwindle import pruning, simulate
+from dwindle.compat.nni.chain import Chained, run_chain
 from dwindle.compat.nni.dependency import example_inputs_of
 from dwindle.compat.nni.evaluator import Evaluator
 from dwindle.config import Target
 from dwindle.config.errors import ConfigError
 from dwindle.pruning.trained import TrainingPruner
+from dwindle.training import Compressor
 
 Inner = pruning.Pruner | pruning.ScheduledPruner
 Masks = dict[str, dict[str, Tensor]]
@@ -22,7 +24,7 @@ Masks = dict[str, dict[str, Tensor]]
 UNTIL_THE_END = 2**62
 
 
-class Pruner:
+class Pruner(Chained):
     """A pruner of dwindle with the calls of NNI's.
 
     Args:
@@ -47,30 +49,13 @@ class Pruner:
         if evaluator is not None and not isinstance(evaluator, Evaluator):
             raise ConfigError(f"evaluator must be an evaluator, got a {type(evaluator).__name__}")
         self.bound_model, self.config_list, self.evaluator = model, config_list, evaluator
-        self.fused_compressors: tuple[Pruner, ...] = ()
         self._masks: Masks = {}
-
-    @classmethod
-    def from_compressor(
-        cls, compressor: Pruner, new_config_list: Sequence[Mapping[str, Any]], *args: Any, **kwargs: Any
-    ) -> Any:
-        """Return a pruner for the same model that is compressed together with ``compressor``, in one training."""
-        kwargs["evaluator"] = kwargs.get("evaluator") or compressor.evaluator
-        made = cls(compressor.bound_model, new_config_list, *args, **kwargs)
-        made.fused_compressors = (*compressor.fused_compressors, compressor)
-        return made
 
     @property
     def coupled(self) -> dict[str, Any]:
         """The example inputs that :func:`auto_set_denpendency_group_ids` left in the config, as an argument."""
         inputs = example_inputs_of(self.config_list)
         return {} if inputs is None else {"example_inputs": inputs}
-
-    # What a subclass says.
-
-    #: Steps of training that this pruner asks for when nobody says how many.
-    own_steps: int | None = None
-    own_epochs: int | None = None
 
     @property
     def trains(self) -> bool:
@@ -94,35 +79,25 @@ class Pruner:
         Raises:
             ConfigError: There is no evaluator, or its training ended before the masks stood; nothing is masked then.
         """
-        chain = [*self.fused_compressors, self]
-        if max_steps is None and max_epochs is None and not any(own.trains for own in chain):
-            for own in chain:
-                own.inner.compress()
-        else:
-            self._train(chain, max_steps, max_epochs)
-        for own in chain:
-            own._masks = own.inner.masks
+        self._work(max_steps, max_epochs)
         return self.bound_model, self._masks
 
-    def _train(self, chain: Sequence[Pruner], max_steps: int | None, max_epochs: int | None) -> None:
-        evaluator = self.evaluator or next(
-            (own.evaluator for own in chain if own.evaluator is not None), None
-        )
-        if evaluator is None:
-            raise ConfigError(f"{type(self).__name__} needs an evaluator to train")
-        if max_steps is None and max_epochs is None:
-            max_steps = max((own.own_steps for own in chain if own.own_steps), default=None)
-            max_epochs = max((own.own_epochs for own in chain if own.own_epochs), default=None)
-        try:
-            for own in chain:
-                own.inner.attach()
-            evaluator.train(self.bound_model, [own.inner for own in chain], max_steps, max_epochs)
-            for own in chain:
-                own._end(evaluator.steps)
-        except BaseException:
-            for own in reversed(chain):
-                own.inner.detach(keep_values=False)
-            raise
+    def _work(self, max_steps: int | None, max_epochs: int | None) -> None:
+        """Make the masks of the whole chain."""
+        run_chain([*self.fused_compressors, self], max_steps, max_epochs)
+
+    def _start(self, evaluator: Evaluator) -> Compressor:
+        self.inner.attach()
+        return self.inner
+
+    def _withdraw(self) -> None:
+        self.inner.detach(keep_values=False)
+
+    def _alone(self) -> None:
+        self.inner.compress()
+
+    def _finished(self) -> None:
+        self._masks = self.inner.masks
 
     def _end(self, steps: int) -> None:
         """The training is over: see that the masks stand."""

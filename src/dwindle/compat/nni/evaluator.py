@@ -25,6 +25,11 @@ class Evaluator:
         lr_schedulers: One, a list, or None.
         dummy_input: Example inputs of the model.
         evaluating_func: ``f(model)`` gives a number, or a dict with the key ``default``.
+
+    Attributes:
+        steps: Optimizer steps of the newest training.
+        batch: The batch that the user's loop is at, where it says so; else None.
+        origin_weight: Weight of the task's own loss.
     """
 
     def __init__(
@@ -39,6 +44,8 @@ class Evaluator:
         self.dummy_input = dummy_input
         self.evaluating_func = evaluating_func
         self.steps = 0
+        self.batch: Any = None
+        self.origin_weight = 1.0
 
     @property
     def optimizer(self) -> torch.optim.Optimizer:
@@ -88,6 +95,8 @@ class Evaluator:
         compressors: Sequence[Compressor] = (),
         max_steps: int | None = None,
         max_epochs: int | None = None,
+        *,
+        origin_weight: float = 1.0,
     ) -> None:
         """Train with attached compressors.
 
@@ -96,6 +105,7 @@ class Evaluator:
             compressors: Told of each step; their losses are added, their parameters trained.
             max_steps: Optimizer steps.
             max_epochs: Epochs.
+            origin_weight: Weight of the task's own loss beside the compressors'.
 
         Raises:
             ConfigError: The optimizer does not hold the model's parameters.
@@ -107,8 +117,12 @@ class Evaluator:
                 total = total + compressor.loss()
             return total
 
-        with self._watched(model, compressors):
-            self.run_training(model, extra, max_steps, max_epochs)
+        self.origin_weight = origin_weight
+        try:
+            with self._watched(model, compressors):
+                self.run_training(model, extra, max_steps, max_epochs)
+        finally:
+            self.batch, self.origin_weight = None, 1.0
 
     def finetune(self, model: nn.Module) -> None:
         """Train for as long as the user's loop does by itself."""
@@ -175,15 +189,20 @@ class TorchEvaluator(Evaluator):
         """Call the user's loop with a step whose loss has ``extra`` added."""
 
         def training_step(batch: Any, model: nn.Module, *args: Any, **kwargs: Any) -> Any:
-            return _with_added(self.training_step(batch, model, *args, **kwargs), extra())
+            self.batch = batch
+            return _with_added(self.training_step(batch, model, *args, **kwargs), extra, self.origin_weight)
 
         self.training_func(model, self.optimizers, training_step, self.lr_schedulers, steps, epochs)
 
 
-def _with_added(result: Any, extra: Tensor | float) -> Any:
-    """Add to the loss in what a training step returned."""
+def _with_added(result: Any, extra: Callable[[], Tensor | float], weight: float) -> Any:
+    """Weigh the loss in what a training step returned, and add to it."""
+
+    def total(loss: Any) -> Any:
+        return (loss if weight == 1.0 else weight * loss) + extra()
+
     if isinstance(result, dict):
-        return {**result, "loss": result["loss"] + extra}
+        return {**result, "loss": total(result["loss"])}
     if isinstance(result, tuple | list):
-        return type(result)([result[0] + extra, *result[1:]])
-    return result + extra
+        return type(result)([total(result[0]), *result[1:]])
+    return total(result)

@@ -15,6 +15,7 @@ import torch
 from torch import nn
 
 from dwindle import quantization
+from dwindle.compat.nni.chain import Chained, run_chain
 from dwindle.compat.nni.evaluator import Evaluator
 from dwindle.compat.nni.observing import Batch, observed_batches
 from dwindle.config import resolve
@@ -29,7 +30,7 @@ START_BATCHES = 8
 """Batches of the evaluator's loop that first ranges are taken from."""
 
 
-class Quantizer:
+class Quantizer(Chained):
     """A quantizer of dwindle with the calls of NNI's.
 
     Args:
@@ -140,9 +141,18 @@ class PtqQuantizer(Quantizer):
     def compress(
         self, max_steps: int | None = None, max_epochs: int | None = None
     ) -> tuple[nn.Module, Calibration]:
-        """Observe and quantize."""
+        """Observe and quantize; those that it was made from do their work before."""
+        if self.fused_compressors:
+            training = any(own.trains for own in self.fused_compressors)
+            run_chain(self.fused_compressors, *((max_steps, max_epochs) if training else (None, None)))
         batches = observed_batches(self.bound_model, self.evaluator, max_steps or 32, max_epochs)
         return self._quantize(batches)
+
+    def _start(self, evaluator: Evaluator) -> Compressor | None:
+        raise ConfigError(f"{type(self).__name__} does not train; make it the last of a chain of compressors")
+
+    def _alone(self) -> None:
+        self.compress()
 
     def _quantize(self, batches: list[Batch]) -> tuple[nn.Module, Calibration]:
         made = quantization.quantize(
@@ -171,6 +181,7 @@ class _Trained(Quantizer):
     method: ClassVar[str] = "qat"
     start_step = 0
     own: quantization.TrainingQuantizer | None = None
+    _batches: Sequence[Batch] = ()
 
     def compress(
         self, max_steps: int | None = None, max_epochs: int | None = None
@@ -180,17 +191,23 @@ class _Trained(Quantizer):
         Raises:
             ConfigError: There is no evaluator, or its loop does not call the model.
         """
-        batches = observed_batches(self.bound_model, self.evaluator, START_BATCHES)
-        own = self.start(batches)
-        assert self.evaluator is not None
-        compressors: list[Compressor] = [own]
-        try:
-            self.evaluator.train(self.bound_model, compressors, max_steps, max_epochs)
-        except BaseException:
-            own.withdraw()
-            raise
-        own.detach()
+        run_chain([*self.fused_compressors, self], max_steps, max_epochs)
         return self.bound_model, self.get_calibration_config()
+
+    def _before(self, evaluator: Evaluator) -> None:
+        self._batches = observed_batches(self.bound_model, evaluator, START_BATCHES)
+
+    def _start(self, evaluator: Evaluator) -> Compressor:
+        batches, self._batches = list(self._batches), ()
+        return self.start(batches)
+
+    def _end(self, steps: int) -> None:
+        assert self.own is not None
+        self.own.detach()
+
+    def _withdraw(self) -> None:
+        if self.own is not None:
+            self.own.withdraw()
 
     def start(self, batches: list[Batch]) -> quantization.TrainingQuantizer:
         """Put the quantizers on the model."""
@@ -312,16 +329,18 @@ class BNNQuantizer(Quantizer):
         Raises:
             ConfigError: There is no evaluator.
         """
-        if self.evaluator is None:
-            raise ConfigError("BNNQuantizer needs an evaluator to train")
-        try:
-            self.own.attach()
-            self.evaluator.train(self.bound_model, [self.own], max_steps, max_epochs)
-        except BaseException:
-            self.own.withdraw()
-            raise
-        self.own.detach()
+        run_chain([*self.fused_compressors, self], max_steps, max_epochs)
         return self.bound_model, {}
+
+    def _start(self, evaluator: Evaluator) -> Compressor:
+        self.own.attach()
+        return self.own
+
+    def _end(self, steps: int) -> None:
+        self.own.detach()
+
+    def _withdraw(self) -> None:
+        self.own.withdraw()
 
     def integer_model(self) -> nn.Module:
         """Say what to do instead.

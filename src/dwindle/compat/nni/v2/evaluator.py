@@ -47,7 +47,7 @@ class TorchEvaluator(Evaluator):
         """Call the user's loop with a criterion that adds ``extra``."""
         if self.training_func is None:
             raise ConfigError("this evaluator has no training_func")
-        criterion = _added(self.criterion, extra)
+        criterion = _added(self, self.criterion, extra)
         self.training_func(model, self.optimizers, criterion, self.lr_schedulers, steps, epochs)
 
 
@@ -70,7 +70,7 @@ class TrainerEvaluator(Evaluator):
         self, model: nn.Module, extra: Callable[[], Tensor | float], steps: int | None, epochs: int | None
     ) -> None:
         """Train epoch by epoch, until there were enough steps or epochs."""
-        criterion, done = _added(self.criterion, extra), 0
+        criterion, done = _added(self, self.criterion, extra), 0
         while done < (epochs if epochs is not None else 1 if steps is None else 2**62):
             before = self.steps
             self.trainer(model, self.optimizer, criterion)
@@ -79,12 +79,15 @@ class TrainerEvaluator(Evaluator):
                 return
 
 
-def _added(criterion: Criterion | None, extra: Callable[[], Tensor | float]) -> Criterion:
+def _added(
+    evaluator: Evaluator, criterion: Criterion | None, extra: Callable[[], Tensor | float]
+) -> Criterion:
     if criterion is None:
         raise ConfigError("training needs a criterion")
 
     def both(*args: Any, **kwargs: Any) -> Any:
-        return criterion(*args, **kwargs) + extra()
+        loss = criterion(*args, **kwargs)
+        return (loss if evaluator.origin_weight == 1.0 else evaluator.origin_weight * loss) + extra()
 
     return both
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from typing import Any
 
 from torch import Tensor, nn
@@ -73,7 +72,7 @@ class ADMMPruner(Pruner):
         entries, rho = _without_rho(model, config_list)
         self.inner = kind(model, entries, training_steps=UNTIL_THE_END, interval_steps=1, rho=rho)
 
-    def _train(self, chain: Sequence[Any], max_steps: int | None, max_epochs: int | None) -> None:
+    def _work(self, max_steps: int | None, max_epochs: int | None) -> None:
         inner = self.inner
         if self.evaluator is None or not isinstance(inner, _IteratedADMM):
             raise ConfigError("ADMMPruner needs an evaluator to train")
@@ -86,6 +85,7 @@ class ADMMPruner(Pruner):
         except BaseException:
             inner.detach(keep_values=False)
             raise
+        self._finished()
 
 
 def _without_rho(model: nn.Module, config_list: ConfigList) -> tuple[list[dict[str, Any]], dict[str, float]]:
