@@ -9,12 +9,9 @@ from torch import Tensor, nn
 
 from dwindle.factorization.forms import LayerForm, method_for
 from dwindle.factorization.tucker import unfolded
-from dwindle.simulate.hard_concrete import expected_gate, hard_concrete
+from dwindle.simulate.hard_concrete import expected_gate, hard_concrete, median_when_open
 
 __all__ = ["GatedDirections", "gated_modes", "principal_directions"]
-
-#: The gate of a direction that stays although its gate of evaluation is closed.
-_AJAR = 0.05
 
 
 def gated_modes(form: LayerForm) -> tuple[int, ...]:
@@ -101,8 +98,7 @@ class GatedDirections(nn.Module):
         with torch.no_grad():
             for number, stay in enumerate(numbers):
                 gate = self.gates[number]
-                opened = expected_gate(gate)
-                gate.copy_(torch.where(stay, torch.where(opened == 0, _AJAR, opened), 0))
+                gate.copy_(torch.where(stay, median_when_open(gate), 0))
                 self._held("open", number).copy_(stay)
         self.sampling = False
 

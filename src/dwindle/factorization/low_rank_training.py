@@ -354,7 +354,10 @@ class LowRankTraining:
         """Take the gates off, leaving their effect in the weights (or, with False, taking it back)."""
         if not self._attached:
             return self.model
-        if keep_values and not self.finished and sys.exc_info()[0] is None:
+        failed = (
+            sys.exc_info()[0] is not None
+        )  # then the model is put back anyway, and that error is the news
+        if keep_values and not self.finished and not failed:
             warnings.warn(
                 f"LowRankTraining: training ended after {self.steps} of {self.training_steps} steps; the ranks are not "
                 f"final (finish() makes them so)",
@@ -369,8 +372,8 @@ class LowRankTraining:
             self.model, keep_values=keep_values, targets=_targets(self.simulators), stage="low_rank"
         )
         self._attached = False
-        if not keep_values and not self.finished:
-            self.simulators = {}
+        if not self.finished and (failed or not keep_values):
+            self.simulators, self.steps = {}, 0
         return self.model
 
     def state_dict(self) -> dict[str, Any]:

@@ -41,7 +41,7 @@ def core_energies(kernel: Tensor) -> Tensor:
     return core.square().flatten(2).sum(2) if core.dim() > 2 else core.square()
 
 
-def tucker2(kernel: Tensor, ranks: tuple[int, int], iterations: int = 50) -> tuple[Tensor, Tensor, Tensor]:
+def tucker2(kernel: Tensor, ranks: tuple[int, int], iterations: int = 20) -> tuple[Tensor, Tensor, Tensor]:
     """Return the Tucker decomposition along output and input channels: HOSVD, then HOOI (tensorly).
 
     Args:
@@ -64,7 +64,7 @@ def tucker2(kernel: Tensor, ranks: tuple[int, int], iterations: int = 50) -> tup
             rank=list(ranks),
             modes=[0, 1],
             n_iter_max=iterations,
-            tol=1e-8,
+            tol=1e-6,
             random_state=0,
         )
     found = (torch.from_numpy(part.copy()).to(kernel) for part in (outputs, core, inputs))

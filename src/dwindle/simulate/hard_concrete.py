@@ -21,6 +21,7 @@ __all__ = [
     "first_log_alpha",
     "hard_concrete",
     "logistic_noise",
+    "median_when_open",
     "open_probability",
 ]
 
@@ -53,6 +54,12 @@ def expected_gate(log_alpha: Tensor) -> Tensor:
 def open_probability(log_alpha: Tensor) -> Tensor:
     """Return the probability that a gate is not zero (equation 12); its sum is the expected L0 norm."""
     return torch.sigmoid(log_alpha - BETA * math.log(-GAMMA / ZETA))
+
+
+def median_when_open(log_alpha: Tensor) -> Tensor:
+    """Return the median of those samples of a gate that are not zero: what an unlikely gate is worth when it stays."""
+    quantile = 1 - open_probability(log_alpha) / 2
+    return hard_concrete(log_alpha, torch.logit(quantile, eps=_MARGIN))
 
 
 def first_log_alpha(closed: float) -> float:
