@@ -8,6 +8,7 @@ accepted when its components are no larger than they need to be; otherwise it is
 from __future__ import annotations
 
 import math
+import warnings
 from collections.abc import Sequence
 
 import numpy as np
@@ -84,7 +85,12 @@ def _least_squares(
     decomposition = require("tensorly.decomposition", "factorization")
     backend = require("tensorly.backend", "factorization")
     try:
-        with backend.backend_context("numpy", local_threadsafe=True), np.errstate(all="ignore"):
+        with (
+            backend.backend_context("numpy", local_threadsafe=True),
+            np.errstate(all="ignore"),
+            warnings.catch_warnings(),
+        ):
+            warnings.simplefilter("ignore")  # a rank above a dimension is nothing to warn of
             weights, found = decomposition.parafac(
                 kernel.detach().cpu().double().numpy(),
                 rank=rank,
