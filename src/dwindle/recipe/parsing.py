@@ -80,6 +80,13 @@ class _Reader:
             data["seeds"] = [data.pop("seed")]
         stages = self.stages(data.get("stages"))
         recipe = self.check(Recipe, {**data, "stages": ()}, ())
+        for position, stage in enumerate(stages):
+            taught = getattr(stage, "distillation", None)
+            if taught is not None and taught.cache and recipe.data.augment is not None:
+                self.fail(
+                    ("stages", position, stage.kind, "distillation", "cache"),
+                    "data.augment makes new inputs in each epoch, so there is nothing to keep; leave one of them out",
+                )
         return recipe.model_copy(update={"stages": stages})
 
     def stages(self, entries: Any) -> tuple[Stage, ...]:

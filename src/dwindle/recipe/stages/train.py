@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import math
+import shutil
 from collections.abc import Callable, Iterable, Sequence, Sized
+from pathlib import Path
 from typing import Any
 
 import torch
@@ -16,7 +18,7 @@ from dwindle.quantization.aware_training import finished
 from dwindle.recipe.context import StageContext
 from dwindle.recipe.evaluation import evaluate
 from dwindle.recipe.model_source import load_model
-from dwindle.recipe.schema import FinetuneStage, QuantizationInTraining, TrainStage
+from dwindle.recipe.schema import Distillation, FinetuneStage, QuantizationInTraining, TrainStage
 from dwindle.recipe.variant import load_variant
 from dwindle.training import EpochRecord, TrainingOptions, fit, seed_everything
 
@@ -52,22 +54,35 @@ def run_finetune(context: StageContext) -> dict[str, Any]:
     model = context.load_current()
     compressors: list[Any] = []
     task_weight = 1.0
+    answers = context.directory / "teacher"
     if stage.distillation is not None:
-        wanted = stage.distillation
-        teacher = load_variant(context.original, context.recipe.model)
-        distiller = Distiller(
-            model,
-            wanted.config_list,
-            teacher=teacher,
-            temperature=wanted.temperature,
-            logits_weight=wanted.weight,
-        )
-        compressors.append(distiller)
-        task_weight = 1.0 - wanted.weight
+        compressors.append(_distiller(context, model, stage.distillation, answers))
+        task_weight = 1.0 - stage.distillation.weight
     if stage.quantization is not None:
         compressors.append(training_quantizer(context, model, stage.quantization))
     curve = _fit(context, stage, model, compressors, task_weight)
+    shutil.rmtree(answers, ignore_errors=True)
     return {**context.keep_model(finished(model)), "curve": curve}
+
+
+def _distiller(context: StageContext, model: nn.Module, wanted: Distillation, answers: Path) -> Distiller:
+    """Return the distiller of a stage; a killed run finds what the teacher said before in ``answers``."""
+    assert context.original is not None
+    args, kwargs = context.data.example(2)
+    teacher = "ema" if wanted.teacher == "ema" else load_variant(context.original, context.recipe.model)
+    return Distiller(
+        model,
+        wanted.config_list,
+        teacher=teacher,
+        temperature=wanted.temperature,
+        logits_weight=wanted.weight,
+        logits_loss=wanted.loss,
+        logits_options=wanted.options,
+        example_inputs=(args or kwargs) if wanted.config_list else None,
+        ema_decay=wanted.ema_decay,
+        cache=answers if wanted.cache else None,
+        seed=context.own_seed,
+    )
 
 
 def training_quantizer(
