@@ -59,6 +59,7 @@ class Case:
         options: What ``dw.quantize`` is told besides.
         transformer: Whether NNCF is told so.
         answer: From what is judged to one answer for each sample: the largest output, unless said otherwise.
+        classify: From what is judged to a class for each sample, where the model itself has no classes.
     """
 
     model: nn.Module
@@ -68,6 +69,7 @@ class Case:
     options: dict[str, Any] = field(default_factory=dict)
     transformer: bool = False
     answer: Callable[[np.ndarray], np.ndarray] = lambda judged: judged.argmax(-1)
+    classify: Callable[[np.ndarray], np.ndarray] | None = None
 
 
 class Images(nn.Module):
@@ -130,7 +132,8 @@ def _efficientnet_lite0() -> Case:
 
 def _minilm(length: int = 64) -> Case:
     model, tokenizer = zoo.minilm()
-    texts = [text for text, _ in zoo.movie_reviews("sentences")]
+    sentences = zoo.movie_reviews("sentences")
+    texts = [text for text, _ in sentences]
 
     def batches(begin: int, end: int) -> list[dict[str, Tensor]]:
         found = []
@@ -152,16 +155,26 @@ def _minilm(length: int = 64) -> Case:
 
     encoder = Hidden(model).eval()
     run = _in_torch(encoder)
-    stored = np.concatenate([pooled(run(_arrays(batch)), batch) for batch in batches(2000, 3024)])
+    known = np.concatenate([pooled(run(_arrays(batch)), batch) for batch in batches(2000, 4048)])
+    stored, direction = known[:1024], _praise(known, [label for _, label in sentences[2000:4048]])
     return Case(
         encoder,
         batches(0, 384),
-        batches(1000, 1256),
+        batches(1000, 1992),
         pooled,
         {"preset": "int8_transformer"},
         transformer=True,
         answer=lambda judged: (judged @ stored.T).argmax(-1),  # the nearest of 1,024 stored sentences
+        classify=lambda judged: judged @ direction[:-1] + direction[-1] > 0,
     )
+
+
+def _praise(embeddings: np.ndarray, labels: list[int]) -> np.ndarray:
+    """Return the direction, and behind it the offset, that tells praise from blame: ridge regression."""
+    known = np.concatenate([embeddings, np.ones((len(embeddings), 1))], axis=1)
+    goals = 2.0 * np.asarray(labels) - 1.0
+    direction: np.ndarray = np.linalg.solve(known.T @ known + np.eye(known.shape[1]), known.T @ goals)
+    return direction
 
 
 def _torchvision(name: str) -> Case:
@@ -326,11 +339,14 @@ def figures(case: Case, reference: np.ndarray, other: np.ndarray, prefix: str = 
     """Return agreement, signal to noise and mean cosine of two sets of outputs, one row for each sample."""
     found = compare(reference, other)
     product = (reference * other).sum(1) / (np.linalg.norm(reference, axis=1) * np.linalg.norm(other, axis=1))
-    return {
+    row = {
         f"{prefix}agreement": float((case.answer(reference) == case.answer(other)).mean()),
         f"{prefix}sqnr_db": round(min(found.sqnr_db, 200.0), 2),
         f"{prefix}cosine": round(float(product.mean()), 5),
     }
+    if case.classify is not None:
+        row[f"{prefix}classes"] = float((case.classify(reference) == case.classify(other)).mean())
+    return row
 
 
 def quality(name: str, done: set[str], makers: list[str]) -> Iterator[dict[str, Any]]:

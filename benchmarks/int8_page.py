@@ -31,7 +31,8 @@ results whether its machine had VNNI.
 
 _PARITY = """\
 *Agreement* is the share of samples whose answer is the same as in float: the largest output, and for MiniLM the nearest
-of 1,024 stored sentences. *Parity* compares the file in the runtime with dwindle's simulation (200 dB: the same bits),
+of 1,024 stored sentences, many of which are nearly equally near (*classes*: praise or blame, which a linear classifier
+tells by the embedding). *Parity* compares the file in the runtime with dwindle's simulation (200 dB: the same bits),
 and its second figure is the share of equal answers. Convolutional networks give the same bits, since int8 kernels and
 the simulation sum whole numbers and scales are chosen so that no rounding is a near thing; a transformer's norms,
 softmax and GELU are computed in float, by other formulas in each runtime, and a value near a half may fall either way.
@@ -74,9 +75,12 @@ def _quality(rows: dict[str, dict[str, Any]]) -> str:
                 if "parity_sqnr_db" in own
                 else ""
             )
+            if "parity_classes" in own:
+                parity += f" (classes {own['parity_classes']:.1%})"
+            classes = f" (classes {own['classes']:.1%})" if "classes" in own else ""
             figures = [
                 f"{own['sqnr_db']:.2f} dB",
-                f"{own['agreement']:.1%}",
+                f"{own['agreement']:.1%}{classes}",
                 f"{own['cosine']:.4f}",
                 f"{own['bytes'] / 1e6:.2f} MB",
             ]
