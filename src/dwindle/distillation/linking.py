@@ -9,12 +9,12 @@ import torch
 from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError
+from dwindle.distillation.checks import widened
 from dwindle.distillation.links import FeatureLink, Inputs, summary_of
 from dwindle.distillation.methods import METHODS
 from dwindle.distillation.projection import Embedding, LastDimension, Projection, needs_projection
 from dwindle.distillation.recording import TargetRecorder
 from dwindle.graph.modes import modes_kept
-from dwindle.training.model_pass import device_of
 from dwindle.training.schedule import value_at
 
 __all__ = ["LinkLosses"]
@@ -86,7 +86,8 @@ class LinkLosses:
                 self.shapes[place] = f"{tuple(pair[0].shape)} and {tuple(pair[1].shape)}"
                 adapter = self._adapter(link, name, *pair, number=len(adapters))
                 if adapter is not None:
-                    adapters[place] = adapter.to(device_of(model))
+                    kind = widened(pair[0]).dtype
+                    adapters[place] = adapter.to(device=pair[0].device, dtype=kind)
                 with torch.no_grad():
                     # Three times over: relations between samples need some.
                     tripled = [torch.cat([own] * 3) if own.dim() else own for own in pair]
