@@ -211,7 +211,7 @@ def test_mistakes():
     model, _, evaluator = made()
     with pytest.raises(ConfigError, match="quantizes nothing"):
         v3.PtqQuantizer(model, [{"op_names": ["head"], "quant_dtype": None}], evaluator)
-    with pytest.raises(ConfigError, match="an evaluator is needed"):
+    with pytest.raises(ConfigError, match="LsqQuantizer needs an evaluator"):
         v3.LsqQuantizer(model, CONFIG).compress(2, None)
     with pytest.raises(ConfigError, match="needs dummy_input"):
         v2.QAT_Quantizer(model, CONFIG, torch.optim.SGD(model.parameters(), 0.1)).compress()
