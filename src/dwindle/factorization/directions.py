@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 import torch
@@ -11,7 +12,9 @@ from dwindle.factorization.forms import LayerForm, method_for
 from dwindle.factorization.tucker import unfolded
 from dwindle.simulate.hard_concrete import expected_gate, hard_concrete, median_when_open
 
-__all__ = ["GatedDirections", "gated_modes", "principal_directions"]
+__all__ = ["GatedDirections", "gated_modes", "head_start", "principal_directions"]
+
+_HEAD_START = 4.0
 
 
 def gated_modes(form: LayerForm) -> tuple[int, ...]:
@@ -25,7 +28,7 @@ def gated_modes(form: LayerForm) -> tuple[int, ...]:
     return (0,) if form.outputs <= form.inputs else (1,)
 
 
-def principal_directions(kernel: Tensor, mode: int) -> Tensor:
+def principal_directions(kernel: Tensor, mode: int) -> tuple[Tensor, Tensor]:
     """Return an orthonormal basis of a mode, the directions with the most energy first.
 
     Args:
@@ -33,10 +36,24 @@ def principal_directions(kernel: Tensor, mode: int) -> Tensor:
         mode: 0 or 1.
 
     Returns:
-        ``[size, full rank]``, one direction a column.
+        ``[size, full rank]``, one direction a column, and the energy of each.
     """
     matrix = unfolded(kernel, mode)
-    return torch.linalg.eigh(matrix @ matrix.t())[1].flip(1)[:, : min(matrix.shape)]
+    values, vectors = torch.linalg.eigh(matrix @ matrix.t())
+    most = min(matrix.shape)
+    return vectors.flip(1)[:, :most], values.flip(0)[:most].clamp(min=0)
+
+
+def head_start(energies: Tensor) -> Tensor:
+    """Return how much further open the gates of directions begin: 4 for the largest, 0 below ``exp(-4)`` of its energy.
+
+    All gates are pushed alike, so without a reason in the task the small directions close first, as in an SVD.
+
+    Args:
+        energies: Largest first.
+    """
+    largest = energies[0].clamp(min=torch.finfo(energies.dtype).tiny)
+    return (energies / largest).clamp(min=math.exp(-_HEAD_START)).log() + _HEAD_START
 
 
 class GatedDirections(nn.Module):
@@ -48,7 +65,7 @@ class GatedDirections(nn.Module):
     Args:
         bases: Orthonormal columns ``[size, directions]``, one for each mode.
         modes: Of the kernel ``[out, in, ...]``.
-        log_alpha: Where the gates begin.
+        log_alphas: Where the gates begin, ``[directions]`` for each mode.
         transposed: The weight is ``[in, out]``.
 
     Attributes:
@@ -56,18 +73,23 @@ class GatedDirections(nn.Module):
     """
 
     def __init__(
-        self, bases: Sequence[Tensor], modes: Sequence[int], log_alpha: float, *, transposed: bool = False
+        self,
+        bases: Sequence[Tensor],
+        modes: Sequence[int],
+        log_alphas: Sequence[Tensor],
+        *,
+        transposed: bool = False,
     ) -> None:
         super().__init__()
         self.modes, self.transposed = tuple(modes), transposed
         self.sampling = True
         self.gates = nn.ParameterList()
-        for number, basis in enumerate(bases):
+        for number, (basis, log_alpha) in enumerate(zip(bases, log_alphas, strict=True)):
             like = basis if basis.dtype.itemsize >= 4 else basis.float()
             self.register_buffer(f"basis_{number}", basis)
             self.register_buffer(f"noise_{number}", like.new_zeros(basis.shape[1]), persistent=False)
             self.register_buffer(f"open_{number}", like.new_ones(basis.shape[1]))
-            self.gates.append(nn.Parameter(like.new_full((basis.shape[1],), log_alpha)))
+            self.gates.append(nn.Parameter(log_alpha.to(like)))
 
     def factors(self, number: int) -> Tensor:
         """Return the gates of one mode as they act now."""

@@ -14,7 +14,12 @@ from torch.optim.optimizer import register_optimizer_step_pre_hook
 from dwindle import simulate
 from dwindle.config import FactorizationSetting, Target
 from dwindle.config.errors import ConfigError, DwindleError
-from dwindle.factorization.directions import GatedDirections, gated_modes, principal_directions
+from dwindle.factorization.directions import (
+    GatedDirections,
+    gated_modes,
+    head_start,
+    principal_directions,
+)
 from dwindle.factorization.forms import chain_elements, chain_macs, form_of, kernel_of, method_for, parts_of
 from dwindle.factorization.observation import observed_calls
 from dwindle.factorization.planning import check_target, layer_weight, selected_settings, unfit_layers
@@ -28,7 +33,7 @@ from dwindle.training.schedule import CubicSchedule, Schedule
 __all__ = ["LowRankTraining"]
 
 #: Share of the steps over which the goal is approached by default; the learning rate's bounds (Adam's logits).
-_RISING, _TRAVEL, _LARGEST_RATE = 0.6, 30.0, 0.1
+_RISING, _TRAVEL, _LARGEST_RATE = 0.6, 30.0, 0.2
 
 
 class LowRankTraining:
@@ -37,9 +42,9 @@ class LowRankTraining:
     Each weight is seen through its principal directions, each with a gate that is drawn from a hard concrete
     distribution (Louizos et al., https://arxiv.org/abs/1712.01312) at every step; ``run.loss()`` steers the expected
     cost of the chains, in which the ranks are the expected numbers of open gates, towards the goal. So layers compete
-    for the budget by what they give the task. After ``training_steps`` the least likely directions go, as many as the
-    goal asks for, and the weights train on within those that stay. Leaving the run folds the gates into the weights,
-    which then have the learned ranks exactly::
+    for the budget by what they give the task, and small directions close first where the task does not mind. After
+    ``training_steps`` the least likely directions go, as many as the goal asks for. Leaving the run folds the gates
+    into the weights, which then have the learned ranks exactly; fine-tune the chains, whose factors are both free::
 
         with dw.compress(model, [pruner, low_rank]) as run: ...
         result = dw.factorize(model, low_rank.config_list(), example_inputs=(x,))
@@ -59,8 +64,8 @@ class LowRankTraining:
         schedule: Share of the way to the goal by optimizer step, 0 to 1; None rises as ``1 - (1 - t)**3`` over the
             first 60 % of ``training_steps``.
         width: Distance of the cost from its goal, as a share of what the layers cost whole, at which the penalty is 1.
-        first_closed: Probability that a gate is zero at the beginning.
-        learning_rate: Of the gates; None is 30 over ``training_steps``, at most 0.1, which suits Adam.
+        first_closed: Probability that the gate of a small direction is zero at the beginning; large ones are surer.
+        learning_rate: Of the gates; None is 30 over ``training_steps``, at most 0.2, which suits Adam.
         seed: Of the gates that are drawn; the same in all processes of a run.
 
     Attributes:
@@ -102,6 +107,8 @@ class LowRankTraining:
         self.schedule = schedule or CubicSchedule(0.0, 1.0, steps=max(1, int(training_steps * _RISING)))
         self.steps, self.finished = 0, False
         self.simulators: dict[str, GatedDirections] = {}
+        self._first: dict[str, list[float]] = {}
+        self._fingerprint: list[float] = []
         self._attached = False
         self._handle: Any = None
         inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
@@ -186,6 +193,8 @@ class LowRankTraining:
             raise
         self.simulators, self._attached = made, True
         share_from_first([own.data for own in self.parameters()])
+        self._first = {name: [float(rank.detach()) for rank in self._expected(name)] for name in made}
+        self._fingerprint = self._sums()
         if is_distributed():
             self._handle = register_optimizer_step_pre_hook(self._before_optimizer)
         self._draw()
@@ -193,9 +202,12 @@ class LowRankTraining:
     def _simulator(self, name: str, problem: LayerProblem) -> GatedDirections:
         weight = layer_weight(self.model.get_submodule(name))
         kernel, modes = widened(kernel_of(problem.form, weight)), gated_modes(problem.form)
-        bases = [principal_directions(kernel, mode).to(weight) for mode in modes]
+        found = [principal_directions(kernel, mode) for mode in modes]
         return GatedDirections(
-            bases, modes, first_log_alpha(self.first_closed), transposed=problem.form.transposed
+            [basis.to(weight) for basis, _ in found],
+            modes,
+            [head_start(energies) + first_log_alpha(self.first_closed) for _, energies in found],
+            transposed=problem.form.transposed,
         )
 
     def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
@@ -238,22 +250,21 @@ class LowRankTraining:
         penalties = []
         for names, budget in groups:
             whole = sum(self.problems[name].whole_cost(self.unit) for name in names)
-            first = sum(self._chain_cost(name, self._all_open(name)) for name in names)
+            first = sum(self._chain_cost(name, self._first[name]) for name in names)
             expected = sum((self._chain_cost(name, self._expected(name)) for name in names), torch.zeros(()))
             goal = first + (budget - first) * level
             penalties.append(((expected - goal) / (whole * self.width)).square())
         return torch.stack(penalties).mean()
 
+    def _sums(self) -> list[float]:
+        return [float(gate.detach().double().sum()) for gate in self.parameters()]
+
     def _see_that_gates_moved(self) -> None:
-        first = first_log_alpha(self.first_closed)
-        if all(bool((gate == first).all()) for gate in self.parameters()):
+        if self._sums() == self._fingerprint:
             raise DwindleError(
                 "the gates of LowRankTraining are as they were at the beginning: no optimizer trains them; call "
                 "run.add_parameters_to(optimizer) after entering dw.compress(...)"
             )
-
-    def _all_open(self, name: str) -> list[Any]:
-        return [(1 - self.first_closed) * gate.numel() for gate in self.simulators[name].gates]
 
     def _expected(self, name: str) -> list[Any]:
         return [open_probability(gate).sum() for gate in self.simulators[name].gates]
@@ -378,7 +389,7 @@ class LowRankTraining:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on; the gates are in the model's own state."""
-        return {"steps": self.steps, "finished": self.finished}
+        return {"steps": self.steps, "finished": self.finished, "first": self._first}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave.
@@ -386,10 +397,11 @@ class LowRankTraining:
         Raises:
             ConfigError: A key is missing.
         """
-        missing = {"steps", "finished"} - set(state)
+        missing = {"steps", "finished", "first"} - set(state)
         if missing:
             raise ConfigError(f"the state of LowRankTraining needs {', '.join(sorted(missing))}")
         self.steps, self.finished = int(state["steps"]), bool(state["finished"])
+        self._first = {name: [float(rank) for rank in own] for name, own in state["first"].items()}
         for simulator in self.simulators.values():
             simulator.sampling = not self.finished
         self._draw()
