@@ -9,7 +9,8 @@ Each packed result is first compared with the float product of the same signs: t
 Networks: a small residual network is trained in float; then the same trained network is made binary (all but its
 first and last layer; Hardtanh in place of ReLU for the two methods with signs) at once and in stages: inputs, a quarter
 of the steps later weights, from half of the steps on a falling learning rate (``kept``: the same with an optimizer that
-does not begin anew with each stage). All have the same number of steps, the
+does not begin anew with each stage). ``scratch`` is at once without the float network, which is the first of the four
+stages: binary from the first step on, with the steps of both trainings. All have the same number of steps, the
 same learning rates and the same order of pictures. Results are kept after each network; a run that was stopped goes on.
 """
 
@@ -161,19 +162,24 @@ TASKS = {
     "digits": Task(digits, None, 1, 64, 10, 20),
 }
 RATE = 2e-3
-WAYS = ("float", "once", "four", "kept")
+WAYS = ("float", "scratch", "once", "four", "kept")
 
 
-def float_network(task: str, signs: bool, seed: int) -> nn.Module:
-    """Return a trained float network; made once and kept."""
-    own, data = TASKS[task], loaded(task)
+def new_network(task: str, signs: bool, seed: int) -> nn.Module:
+    """Return a network with random weights."""
     torch.manual_seed(seed)
-    model = residual_network((16, 32, 64), stem_stride=own.stem_stride)
+    model = residual_network((16, 32, 64), stem_stride=TASKS[task].stem_stride)
     if signs:  # signs need inputs of both signs
         for name, module in list(model.named_modules()):
             if isinstance(module, nn.ReLU):
                 parent, _, key = name.rpartition(".")
                 setattr(model.get_submodule(parent), key, nn.Hardtanh())
+    return model
+
+
+def float_network(task: str, signs: bool, seed: int) -> nn.Module:
+    """Return a trained float network; made once and kept."""
+    own, data, model = TASKS[task], loaded(task), new_network(task, signs, seed)
     path = (
         Path(__file__).parent
         / "results"
@@ -212,23 +218,25 @@ def batches(task: str, data: ImageData, seed: int) -> BatchLoader:
 def binary_network(task: str, method: str, how: str, seed: int) -> nn.Module:
     """Return a trained float network that was made binary, ``how`` being one of :data:`WAYS` but the first."""
     data, (weights, activations) = loaded(task), METHODS[method]
-    model = float_network(task, activations in ("bireal", "bnn"), seed)
+    make = new_network if how == "scratch" else float_network
+    model = make(task, activations in ("bireal", "bnn"), seed)
     loader = batches(task, data, seed + 1000)
-    steps = TASKS[task].epochs * len(loader)
+    epochs = TASKS[task].epochs + (TASKS[task].float_epochs if how == "scratch" else 0)
+    steps, falling = epochs * len(loader), TASKS[task].epochs * len(loader) // 2
     # The float network is the first stage; one step more shows the inputs that scales are taken from.
-    first, second = (1, steps // 4) if how != "once" else (0, 0)
+    first, second = (1, steps // 4) if how in ("four", "kept") else (0, 0)
     quantizer = BinaryQuantizer(
         model,
         [{"op_types": ["Conv2d"], "exclude_op_names": ["stem"], "quant_dtype": "int1"}],
         weights=weights,
         activations=activations,
-        stages=BinaryStages(first, second, steps // 2, steps),
+        stages=BinaryStages(first, second, steps - falling, steps),
         example_inputs=data.train_images[: TASKS[task].batch],
     )
     optimizer = torch.optim.Adam(model.parameters(), lr=RATE)
-    quantizer.follow(optimizer)
+    quantizer.follow(optimizer, restart=how != "kept")
     options = TrainingOptions(seed=seed)
-    fit(model, loader, optimizer, epochs=TASKS[task].epochs, compressors=[quantizer], options=options)
+    fit(model, loader, optimizer, epochs=epochs, compressors=[quantizer], options=options)
     if not all(own.started for own in quantizer.simulators.values()):
         raise SystemExit(f"{method} {how}: something is still float")
     return model
@@ -277,7 +285,7 @@ def main() -> None:
     parser.add_argument("--rounds", type=int, default=15)
     parser.add_argument("--seeds", type=int, default=3)
     parser.add_argument("--methods", nargs="*", choices=list(METHODS), default=["xnor", "dorefa", "bireal"])
-    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS[:3]))
+    parser.add_argument("--ways", nargs="*", choices=WAYS, default=list(WAYS[:4]))
     arguments = parser.parse_args()
     torch.set_num_threads(1)
     torch.manual_seed(0)
