@@ -38,6 +38,8 @@ def follow_trainer(trainer: Trainer, run: CompressionRun) -> None:
     """
     if not isinstance(trainer, Trainer):
         raise ConfigError(f"trainer must be a transformers.Trainer, got {type(trainer).__name__}")
+    if trainer.model is None or trainer.model_init is not None:
+        raise ConfigError("give the Trainer its model itself, not a model_init that makes it later")
     check_run(run, trainer.model, "the trainer's model")
     if any(isinstance(own, _RunCallback) and own.run.active for own in trainer.callback_handler.callbacks):
         raise ConfigError("this trainer follows a run already")
