@@ -42,7 +42,7 @@ QUALITY: list[dict[str, Any]] = [
     *({"bits": 8, "group_size": None, "method": "rtn", "symmetric": sign} for sign in (True, False)),
     *({"bits": 4, "group_size": 64, "method": name} for name in ("rtn", "hqq", "gptq", "awq")),
     {"bits": 4, "group_size": 64, "method": "rtn", "symmetric": True},
-    {"bits": 4, "group_size": 64, "method": "gptq", "act_order": True},
+    {"bits": 4, "group_size": 64, "method": "gptq", "act_order": False},
     {"bits": 4, "group_size": 64, "method": "gptq", "memory": 40_000_000},
     *({"bits": 3, "group_size": 64, "method": name} for name in ("rtn", "hqq", "gptq", "awq")),
     *({"bits": 3, "group_size": 64, "method": name, "fit": True} for name in ("rtn", "gptq")),

@@ -36,7 +36,7 @@ class Method:
     """
 
     name: str = "gptq"
-    act_order: bool = False
+    act_order: bool = True
     damping: float = 0.1
     fit: bool = False
     keep_zeros: bool = False

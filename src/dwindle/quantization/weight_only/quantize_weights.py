@@ -70,7 +70,7 @@ def quantize_weights(
     config_list: Sequence[Mapping[str, Any]] | None = None,
     batches: int | None = None,
     adapt: Callable[[Any], Any] | None = None,
-    act_order: bool = False,
+    act_order: bool = True,
     damping: float = 0.1,
     fit: bool = False,
     keep_zeros: bool = False,
@@ -98,7 +98,7 @@ def quantize_weights(
             other module's too, such as an output layer tied to the embedding.
         batches: How many batches are used; None takes all.
         adapt: Applied to each batch first.
-        act_order: For ``"gptq"``: columns of large inputs first.
+        act_order: For ``"gptq"``: columns of large inputs first, which nothing in the file or at run time pays for.
         damping: For ``"gptq"``: share of the mean of the diagonal of ``X X'`` that is added to it.
         fit: Choose ranges of least squared error instead of whole ones; slower, better at 2 and 3 bits.
         keep_zeros: For ``"gptq"``, which moves errors to weights that come later: leave those at zero that are exactly
