@@ -263,10 +263,11 @@ def _judge(gap: Difference, batch: int | None, result: ExportResult, tolerance: 
     if gap.problem is not None:
         raise ExportError(f"the exported {result.format} file computes something else {at}: {gap.problem}")
     if not measured <= allowed or gap.mismatches > 0.01:
+        way = "; exact_products=True computes it exactly, tolerance= allows it" if result.weights_only else ""
         raise ExportError(
             f"the exported {result.format} file computes something else {at}: it differs from torch by "
             f"{gap.maximum:.3g} ({measured:.3g} of the output's magnitude, allowed are {allowed:.3g}); "
-            f"{gap.mismatches:.1%} of integer outputs are unequal. Nothing was written to {result.path}"
+            f"{gap.mismatches:.1%} of integer outputs are unequal. Nothing was written to {result.path}{way}"
         )
 
 
