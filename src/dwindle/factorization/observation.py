@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
@@ -14,7 +14,7 @@ from dwindle.factorization.forms import LayerForm, Places
 from dwindle.graph.macs import counting_kernels
 from dwindle.training.inputs import Inputs, input_batches
 from dwindle.training.linear_layers import columns, input_of
-from dwindle.training.model_pass import undisturbed
+from dwindle.training.model_pass import undisturbed, within_memory
 from dwindle.training.progress import tracked
 
 __all__ = ["Moments", "input_moments", "observed_calls"]
@@ -113,7 +113,11 @@ def input_moments(
     """
     batches = list(input_batches(model, data))
     found: dict[str, Moments] = {}
-    for group in _groups(forms, memory):
+
+    def size_of(name: str) -> int:
+        return 8 * (forms[name].inputs * forms[name].places) ** 2
+
+    for group in within_memory(forms, size_of, memory):
         found |= _pass(model, group, batches)
     for name in forms:
         if name not in found:
@@ -121,20 +125,6 @@ def input_moments(
         if not bool(torch.isfinite(found[name].products).all()):
             raise DwindleError(f"{name}: its inputs hold NaN or infinite values")
     return found
-
-
-def _groups(forms: Mapping[str, LayerForm], memory: int) -> Iterator[list[str]]:
-    group: list[str] = []
-    used = 0
-    for name, form in forms.items():
-        size = 8 * (form.inputs * form.places) ** 2
-        if group and used + size > memory:
-            yield group
-            group, used = [], 0
-        group.append(name)
-        used += size
-    if group:
-        yield group
 
 
 def _pass(model: nn.Module, names: Sequence[str], batches: Sequence[Inputs]) -> dict[str, Moments]:

@@ -6,7 +6,7 @@ import contextlib
 import itertools
 import math
 from collections.abc import Callable, Iterable, Iterator, Sized
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
 from torch import Tensor, nn
@@ -16,6 +16,8 @@ from dwindle.graph.modes import modes_kept
 from dwindle.training.batches import logits_of, move_batch, split_batch
 from dwindle.training.inputs import batches_of
 from dwindle.training.progress import tracked
+
+Item = TypeVar("Item")
 
 
 @contextlib.contextmanager
@@ -109,3 +111,24 @@ def batches_for(data: Any, batches: int | None, description: str) -> Iterator[An
         raise ConfigError(
             f"data ended after {seen} of {batches or 'its'} batches; an iterator can be used only once"
         )
+
+
+def within_memory(items: Iterable[Item], size_of: Callable[[Item], int], memory: int) -> Iterator[list[Item]]:
+    """Yield as many items at once as fit in the memory, in their order, one at least.
+
+    Args:
+        items: What is gathered in one pass over the data.
+        size_of: Bytes that an item needs.
+        memory: Bytes that there are.
+    """
+    group: list[Item] = []
+    used = 0
+    for item in items:
+        size = size_of(item)
+        if group and used + size > memory:
+            yield group
+            group, used = [], 0
+        group.append(item)
+        used += size
+    if group:
+        yield group

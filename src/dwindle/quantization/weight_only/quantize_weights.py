@@ -5,7 +5,7 @@ from __future__ import annotations
 import contextlib
 import copy
 import itertools
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
@@ -33,6 +33,7 @@ from dwindle.simulate.attaching import (
 )
 from dwindle.training.inputs import batches_of, forward_inputs
 from dwindle.training.linear_layers import is_linear_layer, to_matrix
+from dwindle.training.model_pass import within_memory
 from dwindle.training.progress import tracked
 
 _CONVOLUTIONS = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
@@ -296,7 +297,7 @@ class _Work:
             if self.method.name == "awq":
                 with disabled(self.model), contextlib.suppress(CaptureError):
                     self.scales = find_free_scales(self.model, *example)
-            for group in _passes(order, self._bytes, memory):
+            for group in within_memory(order, self._bytes, memory):
                 sums = input_sums(self.model, group, source, batches, adapt)
                 for reading in tracked(group, f"{self.method.name}: layers"):
                     self._together(reading, sums.pop(reading.layers[0]))
@@ -383,20 +384,3 @@ def _lost(old: Tensor, new: Tensor, hessian: Tensor | None) -> float:
     else:
         lost, whole = output_error(old, new, hessian), output_error(old, torch.zeros_like(old), hessian)
     return float(lost / whole.clamp(min=torch.finfo(old.dtype).tiny))
-
-
-def _passes(
-    order: Sequence[Reading], size_of: Callable[[Reading], int], memory: int
-) -> Iterator[list[Reading]]:
-    """Yield as many readings at once as fit in the memory, one at least."""
-    group: list[Reading] = []
-    used = 0
-    for reading in order:
-        size = size_of(reading)
-        if group and used + size > memory:
-            yield group
-            group, used = [], 0
-        group.append(reading)
-        used += size
-    if group:
-        yield group
