@@ -214,6 +214,11 @@ class Granularity:
             default=default,
         )
 
+    @property
+    def whole_channels(self) -> bool:
+        """Whether a block is everything that makes, or reads, one channel."""
+        return self.kind == "channel"
+
     def _layout(self, shape: Sequence[int]) -> tuple[list[int], list[int], tuple[int, ...]]:
         """Return the shape to divide, the sizes of a block, and the shape of the block tensor."""
         split, kernel = list(shape), [1] * len(shape)

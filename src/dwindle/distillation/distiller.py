@@ -181,6 +181,10 @@ class Distiller:
         self._handles = []
         self._forget()
 
+    def rest(self) -> None:
+        """Take the hooks off: nothing is compared any more."""
+        self.detach()
+
     def step(self) -> None:
         """Count an optimizer step, for schedules; a moving average moves."""
         self.steps += 1

@@ -27,6 +27,7 @@ from dwindle.factorization.ranks import LayerProblem, said_ranks
 from dwindle.factorization.svd import widened
 from dwindle.graph.macs import count_macs
 from dwindle.simulate.hard_concrete import first_log_alpha, logistic_noise, open_probability
+from dwindle.training.claims import Claim
 from dwindle.training.processes import average_gradients, is_distributed, share_from_first
 from dwindle.training.schedule import CubicSchedule, Schedule
 
@@ -49,8 +50,8 @@ class LowRankTraining:
         with dw.compress(model, [pruner, low_rank]) as run: ...
         result = dw.factorize(model, low_rank.config_list(), example_inputs=(x,))
 
-    List it behind pruners: what it does to a weight comes before masks, so it is folded in before them. The rounding
-    of a quantizer is learned for the product; the chains are quantized anew.
+    What it does to a weight comes before masks; ``run.realize()`` makes the smaller layers at once. A quantizer of the
+    same weight is refused, since that weight will vanish: quantize the chains.
 
     Args:
         model: The model.
@@ -303,6 +304,24 @@ class LowRankTraining:
                 stay.append(chosen)
             simulator.close(stay)
         self.finished = True
+
+    def rest(self) -> None:
+        """Make the ranks final before ``training_steps`` are over."""
+        self.finish()
+
+    def claims(self) -> Iterator[Claim]:
+        """Yield the weights that will become products of smaller ones."""
+        for name in self.problems:
+            yield Claim(Target(name, "weight"), "low_rank")
+
+    def status(self) -> dict[str, float]:
+        """Return ``rank``, the mean share of directions that is expected to stay."""
+        shares = [
+            float(rank.detach()) / gate.numel()
+            for name, own in self.simulators.items()
+            for rank, gate in zip(self._expected(name), own.gates, strict=True)
+        ]
+        return {"rank": sum(shares) / len(shares)} if shares else {}
 
     def _final_ranks(self) -> dict[str, list[int]]:
         """Close the least likely directions, one by one over all layers that share the target, until it is met."""

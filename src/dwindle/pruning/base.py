@@ -6,6 +6,7 @@ A pruner differs from another in :meth:`Pruner.metric` alone; everything else st
 
 from __future__ import annotations
 
+import math
 import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from typing import Any
@@ -21,6 +22,7 @@ from dwindle.pruning.groups import selected, unit_counts, unit_sets
 from dwindle.pruning.masks import follow_alignments, follow_axes, mask_axis, masks_of_goals, tie
 from dwindle.pruning.plan import make_plan
 from dwindle.pruning.report import PruningReport, SparsityRow
+from dwindle.training.claims import Claim
 
 
 class Pruner:
@@ -255,6 +257,22 @@ class Pruner:
     def parameters(self) -> Iterator[nn.Parameter]:
         """The pruner's own trainable parameters: none."""
         yield from ()
+
+    def claims(self) -> Iterator[Claim]:
+        """Yield the targets that get a goal of their own."""
+        for target, planned in self.plan.goals.items():
+            yield Claim(target, "mask", whole=planned.granularity.whole_channels)
+
+    def status(self) -> dict[str, float]:
+        """Return ``sparsity``, the share of the pruner's targets that is masked, and ``progress`` towards its goal."""
+        masks = simulate.get_masks(self.model)
+        gone = total = 0.0
+        for target, planned in self.plan.goals.items():
+            elements = math.prod(planned.shape)
+            total += elements
+            if target in masks:
+                gone += elements * (1.0 - float(masks[target].double().mean()))
+        return {"sparsity": gone / total if total else 0.0, "progress": self._progress}
 
     def attach(self) -> None:
         """Mask the model if it is not masked yet (:func:`dwindle.training.compress` calls this)."""

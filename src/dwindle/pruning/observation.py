@@ -262,6 +262,10 @@ class ObservingPruner(Pruner):
         self._stopped = True
         self._unwatch()
 
+    def rest(self) -> None:
+        """Watch the training run no longer (:class:`dwindle.training.Staged` calls this)."""
+        self.stop_watching()
+
     def _unwatch(self) -> None:
         for handle in self._handles:
             handle.remove()

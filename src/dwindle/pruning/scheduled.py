@@ -12,6 +12,7 @@ from dwindle.pruning.base import Pruner
 from dwindle.pruning.observation import ObservingPruner
 from dwindle.pruning.report import PruningReport
 from dwindle.pruning.trained import TrainingPruner
+from dwindle.training.claims import Claim, claims_of
 from dwindle.training.schedule import CubicSchedule, LinearSchedule, Schedule
 
 
@@ -122,6 +123,23 @@ class ScheduledPruner:
             self.pruner.stop_watching()
         elif isinstance(self.pruner, TrainingPruner) and self.pruner._compressed:
             self.pruner.finish()
+
+    def rest(self) -> None:
+        """Leave the masks as they are, and watch nothing more."""
+        self._stop()
+
+    def claims(self) -> Iterator[Claim]:
+        """Yield what the pruner will mask."""
+        yield from claims_of(self.pruner)
+
+    @property
+    def name(self) -> str:
+        """The pruner's own name."""
+        return type(self.pruner).__name__
+
+    def status(self) -> dict[str, float]:
+        """What the pruner says of itself."""
+        return self.pruner.status()
 
     def loss(self) -> Tensor | float:
         """What the pruner adds to the loss."""

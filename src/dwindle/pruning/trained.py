@@ -218,6 +218,10 @@ class TrainingPruner(Pruner):
             self.finished = True
             self.freeze()
 
+    def rest(self) -> None:
+        """Make the masks final before ``training_steps`` are over."""
+        self.finish()
+
     def loss(self) -> Tensor | float:
         """What to add to the loss: the penalty, and nothing once the masks stand."""
         return 0.0 if self.finished or not self._compressed else self.penalty()

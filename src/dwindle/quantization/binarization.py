@@ -22,6 +22,7 @@ from dwindle.quantization.quantizers.binary import (
     StepActivation,
 )
 from dwindle.quantization.quantizers.binary_gradients import check_name
+from dwindle.training.claims import Claim
 from dwindle.training.processes import share_from_first
 
 __all__ = ["ACTIVATIONS", "WEIGHTS", "BinaryQuantizer"]
@@ -135,6 +136,16 @@ class BinaryQuantizer:
     def parameter_options(self) -> dict[str, Any]:
         """Options of their group in an optimizer."""
         return {"weight_decay": 0.0}
+
+    def claims(self) -> Iterator[Claim]:
+        """Yield the targets that become binary."""
+        for target in self.targets:
+            yield Claim(target, "quantize")
+
+    def status(self) -> dict[str, float]:
+        """Return ``binary``, the share of the targets that are rounded by now."""
+        begun = sum(own.started for own in self.simulators.values())
+        return {"binary": begun / len(self.targets)} if self.targets else {}
 
     def detach(self) -> None:
         """End the run. The simulation stays, as it is what was trained; what still waits is warned about."""

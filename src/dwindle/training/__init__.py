@@ -7,6 +7,7 @@ loop; :func:`fit` is a loop for those who have none.
 from dwindle.training.adaptive_schedule import AdaptiveSchedule
 from dwindle.training.batches import accuracy, logits_of, predictions
 from dwindle.training.checkpoint import load_state, save_state
+from dwindle.training.claims import Claim
 from dwindle.training.compressor import Compressor
 from dwindle.training.loop import EpochRecord, TrainingOptions, TrainingResult, fit, seed_everything
 from dwindle.training.rewinding import Rewinding
@@ -23,9 +24,11 @@ from dwindle.training.schedule import (
     Schedule,
     value_at,
 )
+from dwindle.training.staged import Staged
 
 __all__ = [
     "AdaptiveSchedule",
+    "Claim",
     "CompressionRun",
     "Compressor",
     "ConstantSchedule",
@@ -39,6 +42,7 @@ __all__ = [
     "PolynomialSchedule",
     "Rewinding",
     "Schedule",
+    "Staged",
     "TrainingOptions",
     "TrainingResult",
     "accuracy",

@@ -21,10 +21,12 @@ __all__ = ["Compressor", "attach_compressor", "can_detach", "check_compressor", 
 class Compressor(Protocol):
     """A method of compression that takes part in training.
 
-    Three more methods are used where they exist: ``attach()`` puts hooks and simulators on the model (called
-    when the ``with`` block of :func:`dwindle.training.compress` is entered; ``compress()`` serves in its
-    place), ``detach()`` takes them off, and ``parameter_options()`` gives the options that its parameters want in
-    an optimizer (``{"weight_decay": 0.0}``; ``{"adaptive": True}`` where plain gradient steps are too small for them).
+    More methods are used where they exist: ``attach()`` puts hooks and simulators on the model (called when the
+    ``with`` block of :func:`dwindle.training.compress` is entered; ``compress()`` serves in its place), ``detach()``
+    takes them off, ``parameter_options()`` gives the options that its parameters want in an optimizer
+    (``{"weight_decay": 0.0}``; ``{"adaptive": True}`` where plain gradient steps are too small for them), ``claims()``
+    says which targets it will act on (:class:`dwindle.training.Claim`), ``rest()`` lets what it has made stand and ends
+    the rest (:class:`dwindle.training.Staged`), and ``status()`` gives numbers to be watched.
     """
 
     def step(self) -> None:

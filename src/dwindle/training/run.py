@@ -10,6 +10,7 @@ small = run.realize(example_inputs=(x,))
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -18,6 +19,7 @@ from torch import Tensor, nn
 
 from dwindle import simulate
 from dwindle.config.errors import ConfigError, DwindleError, RealizeError
+from dwindle.training.claims import check_claims
 from dwindle.training.compressor import (
     Compressor,
     attach_compressor,
@@ -26,6 +28,7 @@ from dwindle.training.compressor import (
     detach_compressor,
 )
 from dwindle.training.parameter_groups import base_rate, follow_new_groups
+from dwindle.training.staged import count_epochs
 
 __all__ = ["CompressionRun", "compress", "register_realizer"]
 
@@ -48,7 +51,11 @@ def register_realizer(realizer: Realizer) -> None:
 
 
 def compress(
-    model: nn.Module, compressors: Sequence[Compressor], *, restore_on_error: bool = True
+    model: nn.Module,
+    compressors: Sequence[Compressor],
+    *,
+    steps_per_epoch: int | None = None,
+    restore_on_error: bool = True,
 ) -> CompressionRun:
     """Let compressors work together on one model, for the time of a ``with`` block.
 
@@ -58,7 +65,10 @@ def compress(
 
     Args:
         model: The model that is trained. Its parameters keep their identity, so any optimizer goes on.
-        compressors: What to attach: pruners, quantizers, distillers.
+        compressors: What to attach: pruners, quantizers, distillers, factorizers. On one target they act in the order
+            low rank, mask, rounding, whatever the order of this list; :class:`dwindle.training.Staged` lets one begin
+            later or end sooner.
+        steps_per_epoch: Optimizer steps of an epoch, for those that are staged by epochs.
         restore_on_error: Keep a copy of all parameters and buffers, and put it back after an exception. With
             False no memory is needed for it, and after an exception the values trained so far stay.
 
@@ -66,9 +76,12 @@ def compress(
         The context manager; ``as run`` gives it.
 
     Raises:
-        ConfigError: An entry is not a compressor, or works on another model.
+        ConfigError: An entry is not a compressor, works on another model, or cannot go together with another one on
+            one target.
     """
-    return CompressionRun(model, compressors, restore_on_error=restore_on_error)
+    return CompressionRun(
+        model, compressors, steps_per_epoch=steps_per_epoch, restore_on_error=restore_on_error
+    )
 
 
 class CompressionRun:
@@ -81,19 +94,29 @@ class CompressionRun:
         active: Whether the ``with`` block is entered.
     """
 
-    def __init__(self, model: nn.Module, compressors: Sequence[Compressor], *, restore_on_error: bool = True):
+    def __init__(
+        self,
+        model: nn.Module,
+        compressors: Sequence[Compressor],
+        *,
+        steps_per_epoch: int | None = None,
+        restore_on_error: bool = True,
+    ):
         if not isinstance(model, nn.Module):
             raise ConfigError(f"model must be a torch.nn.Module, got {type(model).__name__}")
         for position, compressor in enumerate(compressors):
             check_compressor(compressor, position)
-            works_on = getattr(compressor, "model", model)
-            if works_on is not model:
+            works_on = getattr(compressor, "model", None)
+            if works_on is not None and works_on is not model:
                 raise ConfigError(
                     f"compressors[{position}] ({type(compressor).__name__}) is made for another model, "
                     f"a {type(works_on).__name__}; make it with the model given to compress()"
                 )
         if len({id(compressor) for compressor in compressors}) != len(compressors):
             raise ConfigError("the same compressor object is listed twice")
+        if steps_per_epoch is not None:
+            count_epochs(compressors, steps_per_epoch)
+        check_claims(compressors)
         self.model = model
         self.compressors = tuple(compressors)
         self.steps = 0
@@ -101,7 +124,10 @@ class CompressionRun:
         self._restore_on_error = restore_on_error
         self._snapshot: _Snapshot | None = None
         self._masks: dict[str, dict[str, Tensor]] | None = None
-        self._trained_apart: set[int] = set()
+        self._followed: list[_Followed] = []
+        self._apart: torch.optim.Adam | None = None
+        self._order: list[int] = []  # in which the compressors' parameters came to the optimizers
+        self._losses: dict[int, Tensor] = {}
 
     def __enter__(self) -> CompressionRun:
         if self.active:
@@ -153,14 +179,36 @@ class CompressionRun:
         self.steps += 1
         for compressor in self.compressors:
             compressor.step()
+        self._follow_up()
 
     def loss(self) -> Tensor | float:
         """Return the sum of the compressors' losses: a 0-d tensor, or 0.0 when none has one."""
         self._need_active("loss")
         total: Tensor | float = 0.0
-        for compressor in self.compressors:
-            total = total + compressor.loss()
+        self._losses.clear()
+        for position, compressor in enumerate(self.compressors):
+            own = compressor.loss()
+            if isinstance(own, Tensor):
+                self._losses[position] = own.detach()
+            total = total + own
         return total
+
+    def statistics(self) -> list[dict[str, Any]]:
+        """Return where each compressor stands, in order: ``name``, the last ``loss``, and numbers of its own.
+
+        Such as the share of a pruner's targets that is masked, or whether a quantizer rounds already. Reads tensors,
+        so on an accelerator it waits; ask every hundred steps, not in each.
+        """
+        found = []
+        for position, compressor in enumerate(self.compressors):
+            row: dict[str, Any] = {
+                "name": str(getattr(compressor, "name", None) or type(compressor).__name__)
+            }
+            if position in self._losses:
+                row["loss"] = float(self._losses[position])
+            row |= getattr(compressor, "status", dict)()
+            found.append(row)
+        return found
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """Yield the compressors' own trainable parameters, each once."""
@@ -177,7 +225,8 @@ class CompressionRun:
         """Let the user's optimizer train the compressors' own parameters too: scores, gates, adapters.
 
         A compressor may say how its parameters want to be trained (``parameter_options()``: no weight decay, a
-        learning rate of their own); ``group_options`` go before that.
+        learning rate of their own); ``group_options`` go before that. Parameters of compressors that begin later
+        (:class:`dwindle.training.Staged`) are added when they do.
 
         Args:
             optimizer: Gets one more parameter group for each compressor that has something to add.
@@ -189,24 +238,36 @@ class CompressionRun:
         Returns:
             How many parameters were added; those that it or :meth:`adaptive_optimizer` has already are left alone.
         """
-        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        known |= self._trained_apart
+        followed = _Followed(optimizer, schedule, group_options)
+        self._followed = [own for own in self._followed if own.optimizer is not optimizer] + [followed]
+        return self._add(followed)
+
+    def _add(self, followed: _Followed) -> int:
+        """Add what an optimizer does not have yet."""
+        optimizer, apart = followed.optimizer, self._apart
+        known = _held(optimizer) | (set() if apart is None else _held(apart))
         added, first = 0, len(optimizer.param_groups)
-        for compressor in self.compressors:
-            missing = []
-            for parameter in compressor.parameters():
-                if id(parameter) not in known:
-                    known.add(id(parameter))
-                    missing.append(parameter)
-            if missing:
-                wanted: dict[str, Any] = getattr(compressor, "parameter_options", dict)()
+        for position in self._order + [own for own in range(len(self.compressors)) if own not in self._order]:
+            compressor = self.compressors[position]
+            wanted = _options_of(compressor)
+            missing = _missing(compressor, known)
+            if missing and position not in self._order:
+                self._order.append(position)
+            if missing and apart is not None and wanted.get("adaptive"):
+                apart.add_param_group(_adaptive_group(missing, wanted))
+            elif missing:
                 own = {"lr": base_rate(optimizer.param_groups[0]), **wanted}
                 own = {key: value for key, value in own.items() if key in optimizer.defaults}
-                optimizer.add_param_group({"params": missing, **own, **group_options})
+                optimizer.add_param_group({"params": missing, **own, **followed.options})
                 added += len(missing)
-        if schedule is not None:
-            follow_new_groups(schedule, optimizer, first)
+        if followed.schedule is not None:
+            follow_new_groups(followed.schedule, optimizer, first)
         return added
+
+    def _follow_up(self) -> None:
+        """Let the optimizers train what compressors that have just begun brought with them."""
+        for followed in self._followed:
+            self._add(followed)
 
     def adaptive_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Adam | None:
         """Return an optimizer of their own for parameters that plain gradient steps hardly move, or None.
@@ -218,18 +279,20 @@ class CompressionRun:
         Args:
             optimizer: The user's.
         """
-        if not isinstance(optimizer, torch.optim.SGD):
+        if not isinstance(optimizer, torch.optim.SGD) or self._apart is not None:
             return None
-        known = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        known |= self._trained_apart
-        groups = []
+        known = _held(optimizer)
+        groups, wanted_later = [], False
         for compressor in self.compressors:
-            wanted: dict[str, Any] = getattr(compressor, "parameter_options", dict)()
-            parameters = [own for own in compressor.parameters() if id(own) not in known]
-            if wanted.get("adaptive") and parameters:
-                self._trained_apart |= {id(own) for own in parameters}
-                groups.append({"params": parameters, **({"lr": wanted["lr"]} if "lr" in wanted else {})})
-        return torch.optim.Adam(groups) if groups else None
+            wanted = _options_of(compressor)
+            if wanted.get("adaptive"):
+                wanted_later = True
+                missing = _missing(compressor, known)
+                groups += [_adaptive_group(missing, wanted)] if missing else []
+        if groups or wanted_later:
+            # Adam wants a parameter to begin with; those of a compressor that begins later are not there yet.
+            self._apart = torch.optim.Adam(groups or [nn.Parameter(torch.zeros(0))])
+        return self._apart
 
     def realize(self, example_inputs: tuple[Any, ...] | None = None, **options: Any) -> Any:
         """Make the really small model: ``dw.realize`` with the masks of this run.
@@ -256,6 +319,7 @@ class CompressionRun:
         """Return the step number and every compressor's state, in order."""
         return {
             "steps": self.steps,
+            "order": list(self._order),
             "compressors": [
                 {"type": type(compressor).__name__, "state": compressor.state_dict()}
                 for compressor in self.compressors
@@ -275,12 +339,46 @@ class CompressionRun:
         for compressor, entry in zip(self.compressors, state["compressors"], strict=True):
             compressor.load_state_dict(entry["state"])
         self.steps = int(state["steps"])
+        self._order += [own for own in state.get("order", []) if own not in self._order]
+        self._follow_up()
 
     def _need_active(self, method: str) -> None:
         if not self.active:
             raise DwindleError(
                 f"run.{method}() belongs inside the block: with compress(model, [...]) as run: ..."
             )
+
+
+@dataclass(frozen=True)
+class _Followed:
+    """An optimizer that trains the compressors' parameters, and how they are to be added."""
+
+    optimizer: torch.optim.Optimizer
+    schedule: Any | None
+    options: dict[str, Any]
+
+
+def _held(optimizer: torch.optim.Optimizer) -> set[int]:
+    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
+
+
+def _missing(compressor: Compressor, known: set[int]) -> list[nn.Parameter]:
+    """Return the compressor's parameters that nobody trains yet, and count them as known."""
+    found = []
+    for parameter in compressor.parameters():
+        if id(parameter) not in known:
+            known.add(id(parameter))
+            found.append(parameter)
+    return found
+
+
+def _options_of(compressor: Compressor) -> dict[str, Any]:
+    wanted: dict[str, Any] = getattr(compressor, "parameter_options", dict)()
+    return wanted
+
+
+def _adaptive_group(parameters: list[nn.Parameter], wanted: dict[str, Any]) -> dict[str, Any]:
+    return {"params": parameters, **({"lr": wanted["lr"]} if "lr" in wanted else {})}
 
 
 def _masks_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:

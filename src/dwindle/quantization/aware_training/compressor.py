@@ -10,6 +10,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dwindle.config import Target
 from dwindle.config.errors import ConfigError, DwindleError, did_you_mean
 from dwindle.quantization.aware_training.bank import TrainedQuantizers, attach_bank, bank_of, detach_bank
 from dwindle.quantization.aware_training.conversion import finish_training
@@ -23,6 +24,7 @@ from dwindle.quantization.overrides import overrides_from_config
 from dwindle.quantization.places import WeightPlace
 from dwindle.quantization.quantizers import METHODS, PactQuantizer, Quantizer, make_quantizer
 from dwindle.quantization.simulation import is_quantized
+from dwindle.training.claims import Claim
 from dwindle.training.inputs import Inputs, forward_inputs, input_batches
 
 START_BATCHES = 8
@@ -157,6 +159,25 @@ class TrainingQuantizer:
     def parameter_options(self) -> dict[str, Any]:
         """Options of their group in an optimizer."""
         return {"weight_decay": 0.0}
+
+    def claims(self) -> Iterator[Claim]:
+        """Yield the parameters that are rounded."""
+        for name in sorted({found.name for found in self.places.training.weights.values()}):
+            yield Claim(Target.parse(name), "quantize")
+
+    def rest(self) -> None:
+        """Let all ranges stand as they are."""
+        self._attached().freeze_ranges()
+
+    def status(self) -> dict[str, float]:
+        """Return whether weights and activations are rounded by now."""
+        bank = bank_of(self.model)
+        if bank is None:
+            return {}
+        return {
+            "rounds_weights": float(bank.rounds_weights),
+            "rounds_activations": float(bank.rounds_activations),
+        }
 
     def detach(self) -> None:
         """End the run. The quantizers stay, as they are what was trained; all processes take the first one's ranges."""
