@@ -10,6 +10,7 @@ from dwindle.training.checkpoint import load_state, save_state
 from dwindle.training.claims import Claim
 from dwindle.training.compressor import Compressor
 from dwindle.training.loop import EpochRecord, TrainingOptions, TrainingResult, fit, seed_everything
+from dwindle.training.normalization_statistics import AdaptedNormalization, adapt_normalization
 from dwindle.training.rewinding import Rewinding
 from dwindle.training.run import CompressionRun, compress, register_realizer
 from dwindle.training.schedule import (
@@ -27,6 +28,7 @@ from dwindle.training.schedule import (
 from dwindle.training.staged import Staged
 
 __all__ = [
+    "AdaptedNormalization",
     "AdaptiveSchedule",
     "Claim",
     "CompressionRun",
@@ -46,6 +48,7 @@ __all__ = [
     "TrainingOptions",
     "TrainingResult",
     "accuracy",
+    "adapt_normalization",
     "compress",
     "fit",
     "load_state",
