@@ -1,7 +1,7 @@
 """dwindle makes trained PyTorch models smaller and faster for real, and proves that it did.
 
-The public face: ``dw.prune``, ``dw.realize``, ``dw.quantize``, ``dw.compress``, ``dw.export``, ``dw.measure``,
-``dw.save``, ``dw.load``, and the rooms behind them (``dw.pruning``, ``dw.quantization``, ``dw.distillation``, ...).
+The public face: ``dw.prune``, ``dw.realize``, ``dw.quantize``, ``dw.compress``, ``dw.from_recipe``, ``dw.export``,
+``dw.measure``, ``dw.save``, ``dw.load``, and the rooms behind them (``dw.pruning``, ``dw.quantization``, ...).
 Names are imported when they are first used.
 """
 
@@ -28,6 +28,7 @@ _NAMES = {
     "sparsify": "dwindle.realize",
     "densified": "dwindle.realize",
     "compress": "dwindle.training",
+    "from_recipe": "dwindle.recipe",
     "load": "dwindle.export",
     "save": "dwindle.export",
     "register_axis_rule": "dwindle.graph",

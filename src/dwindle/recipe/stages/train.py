@@ -15,10 +15,14 @@ from dwindle.config.errors import ConfigError
 from dwindle.distillation import Distiller
 from dwindle.quantization import Bits, QuantizationStages, TrainingQuantizer
 from dwindle.quantization.aware_training import finished
+from dwindle.realize import realize
+from dwindle.recipe.compression import Materials, make_compressors
 from dwindle.recipe.context import StageContext
 from dwindle.recipe.evaluation import evaluate
 from dwindle.recipe.model_source import load_model
+from dwindle.recipe.reader import Reader
 from dwindle.recipe.schema import Distillation, FinetuneStage, QuantizationInTraining, TrainStage
+from dwindle.recipe.schema.compression import DistillationAlgorithm, Pruning
 from dwindle.recipe.variant import load_variant
 from dwindle.training import EpochRecord, TrainingOptions, fit, seed_everything
 
@@ -60,7 +64,13 @@ def run_finetune(context: StageContext) -> dict[str, Any]:
         task_weight = 1.0 - stage.distillation.weight
     if stage.quantization is not None:
         compressors.append(training_quantizer(context, model, stage.quantization))
+    if stage.compression:
+        task_weight = stage.task_weight
+        compressors += algorithms_of(context, stage, model)
     curve = _fit(context, stage, model, compressors, task_weight)
+    if any(isinstance(own, Pruning) for own in stage.compression):
+        args, kwargs = context.data.example(2)
+        model = realize(model, args, example_kwargs=kwargs).model
     shutil.rmtree(answers, ignore_errors=True)
     return {**context.keep_model(finished(model)), "curve": curve}
 
@@ -82,6 +92,30 @@ def _distiller(context: StageContext, model: nn.Module, wanted: Distillation, an
         ema_decay=wanted.ema_decay,
         cache=answers if wanted.cache else None,
         seed=context.own_seed,
+    )
+
+
+def algorithms_of(context: StageContext, stage: FinetuneStage, model: nn.Module) -> list[Any]:
+    """Return the compressors of the stage's list; what needs a teacher learns from the original."""
+    args, kwargs = context.data.example(2)
+    teacher = None
+    if any(isinstance(own, DistillationAlgorithm) and own.teacher == "given" for own in stage.compression):
+        assert context.original is not None
+        teacher = load_variant(context.original, context.recipe.model)
+    loader = context.data.training_batches(context.own_seed, stage.batch_size)
+    per_epoch = len(loader) if isinstance(loader, Sized) else None
+    materials = Materials(
+        args,
+        kwargs,
+        context.data.training_batches(context.own_seed, stage.batch_size),
+        teacher,
+        steps_per_epoch=per_epoch,
+        training_steps=None if per_epoch is None else per_epoch * stage.epochs,
+    )
+    position = context.recipe.stages.index(stage)
+    reader = Reader(context.recipe.name)
+    return make_compressors(
+        stage.compression, model, materials, reader, ("stages", position, stage.kind, "compression")
     )
 
 
