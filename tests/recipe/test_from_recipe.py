@@ -176,7 +176,9 @@ def attention() -> nn.Module:
             self.q, self.k, self.v, self.out = (nn.Linear(12, 12) for _ in range(4))
 
         def forward(self, x: torch.Tensor) -> torch.Tensor:
-            q, k, v = (own(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for own in (self.q, self.k, self.v))
+            q, k, v = (
+                own(x).unflatten(-1, (self.heads, -1)).transpose(1, 2) for own in (self.q, self.k, self.v)
+            )
             mixed = nn.functional.scaled_dot_product_attention(q, k, v)
             return self.out(mixed.transpose(1, 2).flatten(2)).mean(1)
 
