@@ -10,6 +10,7 @@ from __future__ import annotations
 import json
 import os
 import random
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -22,7 +23,7 @@ from torch import Tensor
 from dwindle.config.errors import FileFormatError
 from dwindle.training.atomic_file import replaced_when_whole
 
-__all__ = ["load_state", "random_state", "restore_random_state", "save_state"]
+__all__ = ["copy_of_state", "load_state", "random_state", "restore_random_state", "save_state"]
 
 FORMAT = "dwindle-state-1"
 
@@ -125,6 +126,17 @@ def _decode(node: Any, tensors: dict[str, Tensor]) -> Any:
     if "$items" in node:
         return dict(_decode(node["$items"], tensors))
     return {key: _decode(entry, tensors) for key, entry in node.items()}
+
+
+def copy_of_state(value: Any) -> Any:
+    """Return a deep copy of nested dicts, lists and tuples, tensors detached."""
+    if isinstance(value, Tensor):
+        return value.detach().clone()
+    if isinstance(value, Mapping):
+        return {key: copy_of_state(entry) for key, entry in value.items()}
+    if isinstance(value, list | tuple):
+        return type(value)(copy_of_state(entry) for entry in value)
+    return value
 
 
 def random_state() -> dict[str, Any]:

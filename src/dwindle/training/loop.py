@@ -1,7 +1,7 @@
 """A plain PyTorch loop to train, fine-tune and evaluate; ``dwindle run`` uses it, anyone may.
 
-It is deterministic for a given seed, and a run that was killed goes on after its last finished epoch with
-results that are equal bit by bit.
+It is deterministic for a given seed, and a run that was killed goes on after its last finished epoch (or step, where
+that was kept) with results that are equal bit by bit.
 """
 
 from __future__ import annotations
@@ -25,6 +25,7 @@ from dwindle.config.errors import ConfigError, DwindleError, FileFormatError, di
 from dwindle.training.batches import logits_of, move_batch, split_batch
 from dwindle.training.checkpoint import load_state, random_state, restore_random_state, save_state
 from dwindle.training.compressor import Compressor
+from dwindle.training.loader_state import loader_state, restore_loader
 from dwindle.training.run import CompressionRun, compress
 from dwindle.training.safety import safe_convolutions
 
@@ -99,10 +100,12 @@ class TrainingResult:
     Attributes:
         history: One record an epoch.
         resumed_from: The epoch behind which the run was taken up again (0: it began anew).
+        losses: Loss of every batch, compressors' losses included.
     """
 
     history: list[EpochRecord] = field(default_factory=list)
     resumed_from: int = 0
+    losses: list[float] = field(default_factory=list)
 
     @property
     def metric(self) -> float | None:
@@ -122,6 +125,7 @@ def fit(
     evaluate: Callable[[nn.Module], float] | None = None,
     options: TrainingOptions | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
+    checkpoint_every: int | None = None,
     description: str = "training",
 ) -> TrainingResult:
     """Train a model, with or without compressors, and go on where a killed run stood.
@@ -142,6 +146,8 @@ def fit(
         options: Everything else.
         checkpoint: A file that keeps the whole state after each epoch. When it exists the run goes on from
             it; the same call as before then gives the same model as an uninterrupted run.
+        checkpoint_every: Keep the state after every so many optimizer steps, too. What the loader had given in the
+            unfinished epoch is then read again and passed over.
         description: Stands beside the progress bar.
 
     Raises:
@@ -152,19 +158,23 @@ def fit(
     options = options or TrainingOptions()
     if epochs < 0:
         raise ConfigError(f"epochs must not be negative, got {epochs}")
+    if checkpoint_every is not None and (checkpoint is None or checkpoint_every < 1):
+        raise ConfigError("checkpoint_every: a number of steps from 1 on, together with a checkpoint file")
+    steps = math.ceil(len(loader) / options.accumulate) if isinstance(loader, Sized) else None
     _place(model, options)
     with contextlib.ExitStack() as stack:
-        run = stack.enter_context(compress(model, compressors))
+        run = stack.enter_context(compress(model, compressors, steps_per_epoch=steps or None))
         apart = run.adaptive_optimizer(optimizer)
         run.add_parameters_to(optimizer, schedule=schedule)
         stack.enter_context(safe_convolutions(model, _device_of(model, options)))
-        state = _Loop(model, loader, [optimizer, *([apart] if apart else [])], loss, schedule, run, options)
-        result = TrainingResult()
+        path = Path(checkpoint) if checkpoint is not None else None
+        optimizers = [optimizer, *([apart] if apart else [])]
+        state = _Loop(model, loader, optimizers, loss, schedule, run, options, path, checkpoint_every)
         if options.seed is not None:
             seed_everything(options.seed)
-        path = Path(checkpoint) if checkpoint is not None else None
         if path is not None and path.exists():
-            result = state.resume(path, epochs)
+            state.resume(path, epochs)
+        result = state.result
         advance = stack.enter_context(_progress(description, loader, epochs, result.resumed_from, options))
         for epoch in range(result.resumed_from + 1, epochs + 1):
             begin = time.perf_counter()
@@ -172,8 +182,7 @@ def fit(
             metric = _evaluate(model, evaluate)
             rate = float(optimizer.param_groups[0]["lr"])
             result.history.append(EpochRecord(epoch, mean_loss, metric, rate, time.perf_counter() - begin))
-            if path is not None:
-                state.save(path, result.history)
+            state.save()
     return result
 
 
@@ -189,26 +198,47 @@ class _Loop:
         schedule: Any | None,
         run: CompressionRun,
         options: TrainingOptions,
+        path: Path | None = None,
+        every: int | None = None,
     ):
         self.model, self.loader, self.optimizers, self.loss = model, loader, optimizers, loss
         self.schedule, self.run, self.options = schedule, run, options
+        self.path, self.every = path, every
+        self.result = TrainingResult()
+        self._unfinished: dict[str, Any] | None = None
         self.device = _device_of(model, options)
         self.scaler = torch.amp.GradScaler(self.device.type, enabled=options.precision == "float16")
 
     def epoch(self, advance: Callable[[float], None]) -> float:
-        """Train one pass over the loader; return the mean loss."""
+        """Train one pass over the loader; return the mean loss. An epoch that was broken off is gone on with."""
         self.model.train()
         self._zero_gradients()
-        total, batches = 0.0, 0
+        begin, self._unfinished = self._unfinished, None
+        losses = self.result.losses
+        if begin is None:
+            done = 0
+            begin = {"loader": loader_state(self.loader), "random": random_state()}
+        else:
+            done = begin["batches"]
+        batches, first = 0, len(losses) - done
         for batch in self.loader:
+            if batches < done:
+                batches += 1
+                if batches == done:
+                    restore_random_state(begin["now"])
+                advance(losses[first + batches - 1])
+                continue
             value = self._backward(batch)
             if not math.isfinite(value) and not self.scaler.is_enabled():
                 raise DwindleError(
                     f"the loss became {value} in batch {batches + 1}; try a lower learning rate or clip_norm"
                 )
-            total, batches = total + value, batches + 1
+            losses.append(value)
+            batches += 1
             if batches % self.options.accumulate == 0:
                 self._step()
+                if self.every is not None and batches // self.options.accumulate % self.every == 0:
+                    self.save({**begin, "batches": batches, "now": random_state()})
             advance(value)
         if batches == 0:
             raise ConfigError("the loader gave no batch")
@@ -216,7 +246,7 @@ class _Loop:
             self._step()
         if self.schedule is not None and self.options.schedule_every == "epoch":
             self.schedule.step()
-        return total / batches
+        return sum(losses[first:]) / batches
 
     def _backward(self, batch: Any) -> float:
         moved = move_batch(batch, self.device, channels_last=self.options.channels_last)
@@ -248,22 +278,31 @@ class _Loop:
         for optimizer in self.optimizers:
             optimizer.zero_grad(set_to_none=True)
 
-    def save(self, path: Path, history: list[EpochRecord]) -> None:
-        """Write the state after an epoch, atomically."""
-        path.parent.mkdir(parents=True, exist_ok=True)
+    def save(self, unfinished: dict[str, Any] | None = None) -> None:
+        """Write the state after an epoch, or in the middle of one, atomically.
+
+        Args:
+            unfinished: Of an epoch that goes on: the state in which it began, its batches so far, and the random
+                generators as they are now.
+        """
+        if self.path is None:
+            return
+        self.path.parent.mkdir(parents=True, exist_ok=True)
         state = {
-            "history": [asdict(record) for record in history],
+            "history": [asdict(record) for record in self.result.history],
+            "losses": torch.tensor(self.result.losses, dtype=torch.float64),
+            "unfinished": unfinished,
             "model": dict(self.model.state_dict()),
             "optimizers": [optimizer.state_dict() for optimizer in self.optimizers],
             "schedule": self.schedule.state_dict() if self.schedule is not None else None,
             "run": self.run.state_dict(),
             "scaler": self.scaler.state_dict(),
-            "loader": _loader_state(self.loader),
+            "loader": loader_state(self.loader),
             "random": random_state(),
         }
-        save_state(state, path)
+        save_state(state, self.path)
 
-    def resume(self, path: Path, epochs: int) -> TrainingResult:
+    def resume(self, path: Path, epochs: int) -> None:
         """Take over the state in ``path``."""
         state = load_state(path)
         try:
@@ -280,13 +319,16 @@ class _Loop:
             if self.schedule is not None:
                 self.schedule.load_state_dict(state["schedule"])
             self.scaler.load_state_dict(state["scaler"])
-            _restore_loader(self.loader, state["loader"])
-            restore_random_state(state["random"])
+            unfinished = state.get("unfinished")
+            restore_loader(self.loader, (unfinished or state)["loader"])
+            restore_random_state((unfinished or state)["random"])
+            losses = state["losses"].tolist()
         except (KeyError, TypeError, ValueError, RuntimeError) as error:
             if isinstance(error, FileFormatError):
                 raise
             raise FileFormatError(f"{path} does not belong to this run: {error}") from error
-        return TrainingResult(history, resumed_from=len(history))
+        self.result = TrainingResult(history, resumed_from=len(history), losses=losses)
+        self._unfinished = unfinished
 
 
 def seed_everything(seed: int) -> None:
@@ -316,34 +358,6 @@ def _evaluate(model: nn.Module, evaluate: Callable[[nn.Module], float] | None) -
     model.eval()
     with torch.no_grad():
         return float(evaluate(model))
-
-
-def _loader_state(loader: Iterable[Any]) -> dict[str, Any] | None:
-    """The loader's own state, or the states of the generators that a ``DataLoader`` draws from."""
-    save = getattr(loader, "state_dict", None)
-    if callable(save):
-        return {"own": save()}
-    generators = _generators(loader)
-    return {"generators": [generator.get_state() for generator in generators]} if generators else None
-
-
-def _restore_loader(loader: Iterable[Any], state: dict[str, Any] | None) -> None:
-    if state is None:
-        return
-    if "own" in state:
-        loader.load_state_dict(state["own"])  # type: ignore[attr-defined]
-        return
-    for generator, saved in zip(_generators(loader), state["generators"], strict=True):
-        generator.set_state(saved)
-
-
-def _generators(loader: Iterable[Any]) -> list[torch.Generator]:
-    found: list[torch.Generator] = []
-    for owner in (loader, getattr(loader, "sampler", None)):
-        generator = getattr(owner, "generator", None)
-        if isinstance(generator, torch.Generator) and all(generator is not known for known in found):
-            found.append(generator)
-    return found
 
 
 @contextlib.contextmanager

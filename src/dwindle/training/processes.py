@@ -8,9 +8,19 @@ from __future__ import annotations
 from collections.abc import Iterable
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
-__all__ = ["average_gradients", "is_distributed", "rank", "share_from_first", "sum_over_processes"]
+__all__ = [
+    "alike",
+    "is_distributed",
+    "join_over_processes",
+    "rank",
+    "share_from_first",
+    "sum_over_processes",
+    "widest_range",
+]
+
+_WHOLE_NUMBERS = {1: torch.int8, 2: torch.int16, 4: torch.int32, 8: torch.int64}
 
 
 def is_distributed() -> bool:
@@ -38,15 +48,60 @@ def share_from_first(tensors: Iterable[Tensor]) -> None:
             torch.distributed.broadcast(tensor, src=0)
 
 
-def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
-    """Give each parameter the mean of its gradients in all processes; where a process has none it counts as zero.
+def widest_range(low: Tensor, high: Tensor) -> tuple[Tensor, Tensor]:
+    """Return the smallest minimum and the largest maximum of all processes, in one exchange.
 
-    Gradients that are the same everywhere stay so. All processes must give the same parameters in the same order.
+    Args:
+        low: This process's minimum, any shape.
+        high: Its maximum, the same shape.
     """
     if not is_distributed():
-        return
+        return low, high
+    edges = torch.stack((-low, high))
+    # A maximum may pass over NaN; as infinity it comes through, and counts as what is not finite.
+    edges = torch.where(edges.isnan(), torch.full_like(edges, torch.inf), edges)
+    torch.distributed.all_reduce(edges, torch.distributed.ReduceOp.MAX)
+    return -edges[0], edges[1]
+
+
+def join_over_processes(tensor: Tensor) -> Tensor:
+    """Return the tensors of all processes behind one another along the first dimension, in their order.
+
+    Args:
+        tensor: At least one dimension; only the first may have another size in another process.
+    """
+    if not is_distributed():
+        return tensor
     count = torch.distributed.get_world_size()
-    for parameter in parameters:
-        gradient = torch.zeros_like(parameter) if parameter.grad is None else parameter.grad
-        torch.distributed.all_reduce(gradient)
-        parameter.grad = gradient.div_(count)
+    sizes = [torch.zeros((), dtype=torch.int64, device=tensor.device) for _ in range(count)]
+    torch.distributed.all_gather(sizes, torch.tensor(len(tensor), device=tensor.device))
+    longest = max(int(size) for size in sizes)
+    padded = tensor.new_zeros((longest, *tensor.shape[1:]))
+    padded[: len(tensor)] = tensor
+    parts = [torch.empty_like(padded) for _ in range(count)]
+    torch.distributed.all_gather(parts, padded)
+    return torch.cat([part[: int(size)] for part, size in zip(parts, sizes, strict=True)])
+
+
+def alike(tensors: Iterable[Tensor]) -> bool:
+    """Whether all processes hold the same values; every process gets the same answer.
+
+    Sums of the numbers' bits are compared, which do not depend on the order of adding.
+
+    Args:
+        tensors: On one device; quantized, sparse and meta tensors are passed over.
+    """
+    if not is_distributed():
+        return True
+    sums = [_sum_of_bits(own) for own in tensors if own.layout is torch.strided and not own.is_meta]
+    own = torch.stack([torch.tensor(len(sums)), *(part.cpu() for part in sums)])
+    everyone: list[Tensor | None] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, own)
+    return all(other is not None and torch.equal(own, other) for other in everyone)
+
+
+def _sum_of_bits(tensor: Tensor) -> Tensor:
+    value = tensor.detach()
+    value = torch.view_as_real(value) if value.is_complex() else value
+    bits = value.view(_WHOLE_NUMBERS[value.element_size()])
+    return bits.sum(dtype=torch.int64)

@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
+import contextlib
 import sys
-from collections.abc import Iterable, Iterator, Sized
+from collections.abc import Callable, Iterable, Iterator, Sized
 from typing import TypeVar
 
-__all__ = ["tracked"]
+__all__ = ["narrated", "tracked"]
 
 Item = TypeVar("Item")
 
@@ -36,3 +37,20 @@ def tracked(
         for item in items:
             yield item
             bar.advance(task)
+
+
+@contextlib.contextmanager
+def narrated(description: str, *, shown: bool | None = None) -> Iterator[Callable[[str], None]]:
+    """Give a function that shows how far work of unknown length has come, in one line that vanishes at the end.
+
+    Args:
+        description: What is done; stands before each text.
+        shown: Whether to draw it; None means only when the error output is a terminal.
+    """
+    if not (sys.stderr.isatty() if shown is None else shown):
+        yield lambda text: None
+        return
+    from rich.console import Console
+
+    with Console(stderr=True).status(description) as line:
+        yield lambda text: line.update(f"{description}: {text}")

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.simulate.simulators import RESERVED
+from dwindle.training.checkpoint import copy_of_state
 
 __all__ = ["Rewinding"]
 
@@ -88,16 +89,16 @@ class Rewinding:
         if self.optimizer is not None:
             names = self._names()
             state["optimizer"] = {
-                names[id(parameter)]: _copied(entries)
+                names[id(parameter)]: copy_of_state(entries)
                 for parameter, entries in self.optimizer.state.items()
                 if id(parameter) in names
             }
             state["groups"] = [
-                {key: _copied(value) for key, value in group.items() if key != "params"}
+                {key: copy_of_state(value) for key, value in group.items() if key != "params"}
                 for group in self.optimizer.param_groups
             ]
         if self.schedule is not None:
-            state["schedule"] = _copied(self.schedule.state_dict())
+            state["schedule"] = copy_of_state(self.schedule.state_dict())
         self._kept = state
 
     def restore(self) -> int:
@@ -125,7 +126,7 @@ class Rewinding:
         if self.optimizer is not None:
             self._restore_optimizer(kept)
         if self.schedule is not None:
-            self.schedule.load_state_dict(_copied(kept["schedule"]))
+            self.schedule.load_state_dict(copy_of_state(kept["schedule"]))
         self.steps = self.at
         return self.at
 
@@ -139,9 +140,9 @@ class Rewinding:
             for parameter in group["params"]:
                 entries = kept["optimizer"].get(names.get(id(parameter), ""))
                 if entries is not None:
-                    optimizer.state[parameter] = _copied(entries)
+                    optimizer.state[parameter] = copy_of_state(entries)
         for group, saved in zip(optimizer.param_groups, kept["groups"], strict=False):
-            group.update(_copied(saved))
+            group.update(copy_of_state(saved))
 
     def follow(self, kept_indices: Dims) -> None:
         """Cut what is kept as the model was cut.
@@ -173,7 +174,7 @@ class Rewinding:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on, what is kept included."""
-        return {"steps": self.steps, "kept": _copied(self._kept)}
+        return {"steps": self.steps, "kept": copy_of_state(self._kept)}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave.
@@ -184,7 +185,7 @@ class Rewinding:
         missing = {"steps", "kept"} - set(state)
         if missing:
             raise ConfigError(f"the state of a rewinding needs {', '.join(sorted(missing))}")
-        self.steps, self._kept = int(state["steps"]), _copied(state["kept"])
+        self.steps, self._kept = int(state["steps"]), copy_of_state(state["kept"])
 
 
 def _tensors(model: nn.Module) -> Iterator[tuple[str, Tensor]]:
@@ -201,14 +202,3 @@ def _cut(tensor: Tensor, dims: Mapping[int, Tensor]) -> Tensor:
     for dim, index in dims.items():
         tensor = tensor.index_select(dim, index.to(tensor.device))
     return tensor
-
-
-def _copied(value: Any) -> Any:
-    """Return a deep copy of nested dicts, lists and tuples, tensors detached."""
-    if isinstance(value, Tensor):
-        return value.detach().clone()
-    if isinstance(value, Mapping):
-        return {key: _copied(entry) for key, entry in value.items()}
-    if isinstance(value, list | tuple):
-        return type(value)(_copied(entry) for entry in value)
-    return value

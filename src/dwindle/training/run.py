@@ -27,6 +27,7 @@ from dwindle.training.compressor import (
     check_compressor,
     detach_compressor,
 )
+from dwindle.training.many_processes import ManyProcesses
 from dwindle.training.parameter_groups import base_rate, follow_new_groups
 from dwindle.training.staged import count_epochs
 
@@ -128,10 +129,12 @@ class CompressionRun:
         self._apart: torch.optim.Adam | None = None
         self._order: list[int] = []  # in which the compressors' parameters came to the optimizers
         self._losses: dict[int, Tensor] = {}
+        self._processes = ManyProcesses(model, self.compressors)
 
     def __enter__(self) -> CompressionRun:
         if self.active:
             raise ConfigError("this run is entered already; call compress() for another one")
+        self._processes.check()
         self._snapshot = _Snapshot(self.model, values=self._restore_on_error)
         attached: list[Compressor] = []
         try:
@@ -144,6 +147,7 @@ class CompressionRun:
             self._snapshot = None
             raise
         self.active = True
+        self._processes.begin(self.parameters())
         return self
 
     def __exit__(
@@ -151,6 +155,7 @@ class CompressionRun:
     ) -> None:
         self.active = False
         failed = kind is not None
+        self._processes.end(failed=failed)
         snapshot, self._snapshot = self._snapshot, None
         try:
             self._masks = None if failed else _masks_of(self.model)
@@ -176,6 +181,7 @@ class CompressionRun:
     def step(self) -> None:
         """Tell every compressor that the optimizer has made one step."""
         self._need_active("step")
+        self._processes.before_step()
         self.steps += 1
         for compressor in self.compressors:
             compressor.step()
@@ -184,6 +190,7 @@ class CompressionRun:
     def loss(self) -> Tensor | float:
         """Return the sum of the compressors' losses: a 0-d tensor, or 0.0 when none has one."""
         self._need_active("loss")
+        self._processes.before_loss()
         total: Tensor | float = 0.0
         self._losses.clear()
         for position, compressor in enumerate(self.compressors):
@@ -240,7 +247,9 @@ class CompressionRun:
         """
         followed = _Followed(optimizer, schedule, group_options)
         self._followed = [own for own in self._followed if own.optimizer is not optimizer] + [followed]
-        return self._add(followed)
+        added = self._add(followed)
+        self._processes.follow(self.parameters())
+        return added
 
     def _add(self, followed: _Followed) -> int:
         """Add what an optimizer does not have yet."""
@@ -268,6 +277,7 @@ class CompressionRun:
         """Let the optimizers train what compressors that have just begun brought with them."""
         for followed in self._followed:
             self._add(followed)
+        self._processes.follow(self.parameters())
 
     def adaptive_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Adam | None:
         """Return an optimizer of their own for parameters that plain gradient steps hardly move, or None.
@@ -297,7 +307,8 @@ class CompressionRun:
     def realize(self, example_inputs: tuple[Any, ...] | None = None, **options: Any) -> Any:
         """Make the really small model: ``dw.realize`` with the masks of this run.
 
-        Works inside the block and, with the masks that stood at its end, behind it.
+        Works inside the block and, with the masks that stood at its end, behind it. A model that ``fully_shard`` has
+        cut up stays as it is: all processes call this together, and each gets a small model of its own.
 
         Args:
             example_inputs: Positional inputs of the model.
@@ -313,7 +324,7 @@ class CompressionRun:
             )
         if not self.active and self._masks:
             options.setdefault("masks", self._masks)
-        return _realizer(self.model, example_inputs=example_inputs, **options)
+        return _realizer(simulate.gathered(self.model), example_inputs=example_inputs, **options)
 
     def state_dict(self) -> dict[str, Any]:
         """Return the step number and every compressor's state, in order."""
@@ -400,6 +411,7 @@ class _Snapshot:
         if values:
             tensors = [*model.parameters(), *model.buffers()]
             self._values = [(tensor, tensor.detach().clone()) for tensor in tensors]
+            self._names = {id(tensor): name for name, tensor in model.named_parameters()}
             self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
         self._simulators = [
             (target, stage, simulator, {key: value.clone() for key, value in simulator.state_dict().items()})
@@ -410,9 +422,13 @@ class _Snapshot:
     def restore(self) -> None:
         """Put everything back in place, so that every tensor keeps its identity."""
         simulate.detach(self._model, keep_values=False)
+        present = dict(self._model.named_parameters())
         with torch.no_grad():
             for tensor, saved in self._values:
-                if tensor.shape == saved.shape:
+                now = present.get(self._names.get(id(tensor), ""), tensor)
+                if now is not tensor and simulate.is_shard(now):
+                    simulate.write_whole(now, saved)  # cut up inside the block
+                elif tensor.shape == saved.shape:
                     tensor.copy_(saved)
                 else:
                     tensor.data = saved

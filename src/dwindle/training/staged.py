@@ -17,6 +17,7 @@ from dwindle.training.compressor import (
     check_compressor,
     detach_compressor,
 )
+from dwindle.training.many_processes import sharding_problem
 
 __all__ = ["Staged", "count_epochs"]
 
@@ -91,6 +92,10 @@ class Staged:
         """Learn how many optimizer steps an epoch has."""
         if self.unit == "epoch":
             self._factor = steps_per_epoch
+
+    def sharding_problem(self) -> str | None:
+        """Return why the compressor cannot work on a model that ``fully_shard`` has cut up; None where it can."""
+        return sharding_problem(self.compressor)
 
     def claims(self) -> Iterator[Claim]:
         """Yield what the compressor will act on."""

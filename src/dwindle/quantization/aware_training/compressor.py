@@ -12,7 +12,13 @@ from torch import Tensor, nn
 
 from dwindle.config import Target
 from dwindle.config.errors import ConfigError, DwindleError, did_you_mean
-from dwindle.quantization.aware_training.bank import TrainedQuantizers, attach_bank, bank_of, detach_bank
+from dwindle.quantization.aware_training.bank import (
+    TrainedQuantizers,
+    WatchedRange,
+    attach_bank,
+    bank_of,
+    detach_bank,
+)
 from dwindle.quantization.aware_training.conversion import finish_training
 from dwindle.quantization.aware_training.placing import Bits, TrainingPlaces, find_places
 from dwindle.quantization.aware_training.stages import QuantizationStages
@@ -189,7 +195,7 @@ class TrainingQuantizer:
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on; the quantizers' own state is in the model's."""
-        return {"steps": self.steps}
+        return {"steps": self.steps, "watched": self._watched()}
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave.
@@ -200,8 +206,19 @@ class TrainingQuantizer:
         if "steps" not in state:
             raise ConfigError("the state of a TrainingQuantizer needs 'steps'")
         self.steps = int(state["steps"])
-        if bank_of(self.model) is not None:
+        bank = bank_of(self.model)
+        if bank is not None:
+            for number, (low, high, sample) in state.get("watched", {}).items():
+                seen = bank.watched[int(number)]
+                assert isinstance(seen, WatchedRange)
+                seen.low.copy_(low)
+                seen.high.copy_(high)
+                seen.sample = sample.to(low.device)
             self._move()
+
+    def sharding_problem(self) -> str | None:
+        """Return why it cannot work on a model that ``fully_shard`` has cut up: it can."""
+        return None
 
     # More.
 
@@ -223,6 +240,18 @@ class TrainingQuantizer:
                 "the quantizers are not on the model: enter dw.compress(model, [quantizer]) first"
             )
         return bank
+
+    def _watched(self) -> dict[str, list[Tensor]]:
+        """Return what was seen of activations that are being watched, by their number."""
+        bank = bank_of(self.model)
+        if bank is None or not bank.watches:
+            return {}
+        watched = [own for own in bank.watched if isinstance(own, WatchedRange)]
+        return {
+            str(number): [seen.low.clone(), seen.high.clone(), seen.sample]
+            for number, seen in enumerate(watched)
+            if seen.sample is not None
+        }
 
     def _move(self) -> None:
         """Set what the step that comes next does."""
