@@ -8,7 +8,6 @@ from typing import Any, ClassVar
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
 from dwindle.config.errors import ConfigError, DwindleError, did_you_mean
@@ -22,7 +21,6 @@ from dwindle.distillation.recording import CallRecorder, TargetRecorder
 from dwindle.distillation.teacher import Taught, ask_teacher, shares_tensors
 from dwindle.training.batches import logits_of
 from dwindle.training.inputs import forward_inputs
-from dwindle.training.processes import average_gradients, is_distributed, share_from_first
 from dwindle.training.schedule import Schedule, value_at
 
 __all__ = ["Distiller"]
@@ -160,6 +158,10 @@ class Distiller:
         """Return what is compared with what as a table: modules, methods, weights, how they were matched, shapes."""
         return self._losses.summary()
 
+    def sharding_problem(self) -> str | None:
+        """Return why it cannot work on a model that ``fully_shard`` has cut up; None where it can."""
+        return "teacher='ema' is a copy of the whole model" if self._moving is not None else None
+
     def attach(self) -> None:
         """Put the recording hooks on the model; they change nothing that flows. Twice is once."""
         if self._handles:
@@ -169,10 +171,6 @@ class Distiller:
             *self._student.attach(self.model, only_with_gradients=True),
         ]
         self._inference = not shares_tensors(self.model, self.teacher)
-        learned = list(self.parameters())
-        if learned and is_distributed():
-            share_from_first([parameter.data for parameter in learned])
-            self._handles.append(register_optimizer_step_pre_hook(self._before_optimizer))
 
     def detach(self) -> None:
         """Take the hooks off again."""
@@ -282,11 +280,6 @@ class Distiller:
     def _zero(self) -> Tensor:
         output = self._logits(self._call.output)
         return output.sum() * 0.0 if isinstance(output, Tensor) else torch.zeros(())
-
-    def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Average the projections' gradients: a DDP of the model does not know them."""
-        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        average_gradients([parameter for parameter in self.parameters() if id(parameter) in trained])
 
     def _forget(self) -> None:
         self._call.clear()

@@ -9,7 +9,6 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dwindle import simulate
 from dwindle.config import FactorizationSetting, Target
@@ -28,7 +27,7 @@ from dwindle.factorization.svd import widened
 from dwindle.graph.macs import count_macs
 from dwindle.simulate.hard_concrete import first_log_alpha, logistic_noise, open_probability
 from dwindle.training.claims import Claim
-from dwindle.training.processes import average_gradients, is_distributed, share_from_first
+from dwindle.training.processes import share_from_first
 from dwindle.training.schedule import CubicSchedule, Schedule
 
 __all__ = ["LowRankTraining"]
@@ -111,7 +110,6 @@ class LowRankTraining:
         self._first: dict[str, list[float]] = {}
         self._fingerprint: list[float] = []
         self._attached = False
-        self._handle: Any = None
         inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
         call = (inputs, dict(example_kwargs or {}))
         self._plan(selected_settings(model, config_list, FactorizationSetting()), call, share)
@@ -196,8 +194,6 @@ class LowRankTraining:
         share_from_first([own.data for own in self.parameters()])
         self._first = {name: [float(rank.detach()) for rank in self._expected(name)] for name in made}
         self._fingerprint = self._sums()
-        if is_distributed():
-            self._handle = register_optimizer_step_pre_hook(self._before_optimizer)
         self._draw()
 
     def _simulator(self, name: str, problem: LayerProblem) -> GatedDirections:
@@ -210,11 +206,6 @@ class LowRankTraining:
             [head_start(energies) + first_log_alpha(self.first_closed) for _, energies in found],
             transposed=problem.form.transposed,
         )
-
-    def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Average the gates' gradients: a DDP that was made before the gates does not know them."""
-        trained = {id(own) for group in optimizer.param_groups for own in group["params"]}
-        average_gradients([own for own in self.parameters() if id(own) in trained])
 
     def _draw(self) -> None:
         for name, simulator in self.simulators.items():
@@ -380,6 +371,14 @@ class LowRankTraining:
             for name, own in self.ranks().items()
         ]
 
+    def realize_options(self) -> dict[str, list[dict[str, Any]]]:
+        """Ask ``run.realize()`` for chains of the learned ranks.
+
+        Raises:
+            DwindleError: They do not stand yet.
+        """
+        return {"factorize": self.config_list()}
+
     def detach(self, *, keep_values: bool = True) -> nn.Module:
         """Take the gates off, leaving their effect in the weights (or, with False, taking it back)."""
         if not self._attached:
@@ -393,9 +392,6 @@ class LowRankTraining:
                 f"final (finish() makes them so)",
                 stacklevel=3,
             )
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
         for simulator in self.simulators.values():
             simulator.eval()  # what is drawn in training is not what stays
         simulate.detach(

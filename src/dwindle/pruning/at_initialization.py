@@ -42,6 +42,8 @@ class SNIPPruner(ObservingPruner):
     Rank all layers together, as the paper does, by giving all entries one ``global_group_id``.
     """
 
+    works_sharded = False
+
     default_granularity = None
     needs_gradients = True
     batch_statistics = True
@@ -125,6 +127,8 @@ class SynFlowPruner(Pruner):
     Raises:
         ConfigError: An argument is not valid.
     """
+
+    works_sharded = False
 
     default_granularity = None
 

@@ -43,6 +43,8 @@ class Pruner:
 
     #: What ``granularity: "default"`` means.
     default_granularity: str | None = "out_channel"
+    #: Whether it can work on a model that ``fully_shard`` has cut up.
+    works_sharded: bool = True
 
     def __init__(
         self,
@@ -116,6 +118,13 @@ class Pruner:
 
     def prepare(self) -> None:
         """Do what must be done before the first masks: analyse the model, and see what is masked already."""
+        if simulate.has_shards(self.model):
+            problem = self.sharding_problem()
+            if problem is not None:
+                raise ConfigError(
+                    f"{type(self).__name__} cannot work on a model that fully_shard has cut up: {problem}"
+                )
+            simulate.reshard(self.model)
         if self._inputs is not None:
             self._coupling = Coupling(self.model, self._analyse(), self._excluded)
         self._before = simulate.get_masks(self.model)
@@ -139,7 +148,7 @@ class Pruner:
         from dwindle.graph import analyse
 
         with simulate.disabled(self.model):
-            return analyse(self.model, self._inputs or (), self._kwargs)
+            return analyse(simulate.gathered(self.model), self._inputs or (), self._kwargs)
 
     def _mask(self, progress: float) -> None:
         """Compute all masks, then attach them: a failure leaves the model as it was."""
@@ -191,7 +200,7 @@ class Pruner:
             parameter = modules[target.module]._parameters[target.name]
             if parameter is None:
                 raise ConfigError(f"{target} is no longer there")
-            value = parameter.detach()
+            value = simulate.whole(parameter)
             if target in self._before:
                 value = value * self._before[target].to(value)
             values[target] = value
@@ -246,6 +255,14 @@ class Pruner:
     def masks(self) -> dict[str, dict[str, Tensor]]:
         """The masks of the model, ``{module: {target: mask}}``."""
         return simulate.masks_as_nested(self.model)
+
+    def sharding_problem(self) -> str | None:
+        """Return why it cannot work on a model that ``fully_shard`` has cut up; None where it can."""
+        return (
+            None
+            if self.works_sharded
+            else "it computes with the weights themselves; prune before fully_shard"
+        )
 
     def step(self) -> None:
         """The optimizer has made one step; masks that do not change need nothing."""

@@ -103,6 +103,8 @@ class TransformerHeadPruner(ObservingPruner):
         ConfigError: An argument is not valid.
     """
 
+    works_sharded = False
+
     def __init__(
         self,
         model: nn.Module,

@@ -66,6 +66,7 @@ class MovementPruner(TrainingPruner):
     """
 
     default_granularity = None
+    works_sharded = True
 
     def __init__(
         self,

@@ -15,6 +15,7 @@ from torch import Tensor, nn
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 from torch.utils.hooks import RemovableHandle
 
+from dwindle import simulate
 from dwindle.config import Target
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.pruning.base import Pruner
@@ -91,6 +92,12 @@ class ObservingPruner(Pruner):
         self._handles: list[Any] = []
         self._optimized: set[int] | None = None
 
+    def sharding_problem(self) -> str | None:
+        """Return why it cannot work on a model that ``fully_shard`` has cut up; None where it can."""
+        if self.data is not None:
+            return "with data= it runs the model by itself; compress() before fully_shard, or watch training_steps="
+        return super().sharding_problem()
+
     # What a subclass writes.
 
     def analysed(self) -> None:
@@ -142,7 +149,7 @@ class ObservingPruner(Pruner):
             return None
         if self._optimized is not None and id(parameter) not in self._optimized:
             return None  # another optimizer's; its gradient may be half done
-        gradient = parameter.grad.detach()
+        gradient = simulate.whole(parameter.grad)
         return gradient.to_dense() if gradient.is_sparse else gradient
 
     # The way through.

@@ -132,6 +132,10 @@ class ScheduledPruner:
         """Yield what the pruner will mask."""
         yield from claims_of(self.pruner)
 
+    def sharding_problem(self) -> str | None:
+        """Return why the pruner cannot work on a model that ``fully_shard`` has cut up; None where it can."""
+        return self.pruner.sharding_problem()
+
     @property
     def name(self) -> str:
         """The pruner's own name."""

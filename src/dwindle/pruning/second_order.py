@@ -83,6 +83,8 @@ class OBDPruner(ObservingPruner):
         ConfigError: An argument is not valid.
     """
 
+    works_sharded = False
+
     default_granularity = None
     needs_gradients = True
 

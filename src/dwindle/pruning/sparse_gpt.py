@@ -71,6 +71,8 @@ class SparseGPTPruner(ObservingPruner):
         ConfigError: The config asks for what this method cannot do, or an argument is not valid.
     """
 
+    works_sharded = False
+
     default_granularity = None
 
     def __init__(

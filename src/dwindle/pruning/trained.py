@@ -9,14 +9,13 @@ from typing import Any
 
 import torch
 from torch import Tensor, nn
-from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from dwindle import simulate
 from dwindle.config import Target
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.pruning.base import Pruner
 from dwindle.pruning.plan import PlannedTarget
-from dwindle.training.processes import average_gradients, is_distributed, share_from_first
+from dwindle.training.processes import share_from_first
 
 #: After so many steps of a schedule, scores that never moved are an error.
 _PATIENCE = 10
@@ -71,8 +70,9 @@ class TrainingPruner(Pruner):
         self.simulators: dict[Target, nn.Module] = {}
         self._fingerprint: list[float] | None = None
         self._replaced: dict[Target, simulate.MaskSimulator] = {}
-        self._handle: Any = None
         self._final: list[tuple[Target, Tensor, str, int | None]] | None = None
+
+    works_sharded = False
 
     # What a subclass writes.
 
@@ -128,7 +128,7 @@ class TrainingPruner(Pruner):
             parameter = modules[target.module]._parameters[target.name]
             if parameter is None:
                 raise ConfigError(f"{target} is no longer there")
-            made = self.make_simulator(planned, parameter.detach())
+            made = self.make_simulator(planned, simulate.whole(parameter))
             if made is not None:
                 self.simulators[target] = made
         self._register()
@@ -149,8 +149,6 @@ class TrainingPruner(Pruner):
         share_from_first([parameter.data for parameter in self.parameters()])
         if self._fingerprint is None:
             self._fingerprint = self._sums()
-        if self._handle is None and self.simulators and is_distributed():
-            self._handle = register_optimizer_step_pre_hook(self._before_optimizer)
 
     def _withdraw(self) -> None:
         """Take the simulators off again, and put back what they replaced."""
@@ -159,17 +157,6 @@ class TrainingPruner(Pruner):
             simulate.register_simulator(self.model, target, simulator, self.stage)
         self.simulators.clear()
         self._replaced.clear()
-        self._release()
-
-    def _before_optimizer(self, optimizer: torch.optim.Optimizer, args: Any, kwargs: Any) -> None:
-        """Average the scores' gradients: a DDP that was made before the scores does not know them."""
-        trained = {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-        average_gradients([parameter for parameter in self.parameters() if id(parameter) in trained])
-
-    def _release(self) -> None:
-        if self._handle is not None:
-            self._handle.remove()
-            self._handle = None
 
     def _mask(self, progress: float) -> None:
         """Mask the model; a progress of 0 masks nothing, whatever threshold or pattern the config has."""
@@ -283,7 +270,6 @@ class TrainingPruner(Pruner):
                 f"are not final (finish() makes them so)",
                 stacklevel=3,
             )
-        self._release()
         if self.finished and self._attached:
             self._final = self._masks_as_attached()
         for simulator in self.simulators.values():

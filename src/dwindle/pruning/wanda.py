@@ -55,6 +55,8 @@ class WandaPruner(ObservingPruner):
     training run as :class:`ObservingPruner` says. Only one number an input is kept, whatever the data's size.
     """
 
+    works_sharded = False
+
     default_granularity = None
 
     def check(self, target: Target, granularity: Granularity) -> None:

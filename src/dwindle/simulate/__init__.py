@@ -9,8 +9,10 @@ from dwindle.simulate.attaching import (
     simulator_of,
 )
 from dwindle.simulate.functional import OperationTarget, operations, register_operation_simulator
+from dwindle.simulate.gathering import gathered
 from dwindle.simulate.learned import Gate, ScoredMask, straight_through
 from dwindle.simulate.masks import attach_mask, attach_masks, get_masks, masks_as_nested, set_mask
+from dwindle.simulate.sharding import has_shards, is_shard, reshard, whole, write_whole
 from dwindle.simulate.simulators import RESERVED, STAGES, MaskSimulator
 
 __all__ = [
@@ -24,14 +26,20 @@ __all__ = [
     "attach_masks",
     "detach",
     "disabled",
+    "gathered",
     "get_masks",
+    "has_shards",
+    "is_shard",
     "masks_as_nested",
     "operations",
     "plain_state_dict",
     "register_operation_simulator",
     "register_simulator",
+    "reshard",
     "set_mask",
     "simulated_targets",
     "simulator_of",
     "straight_through",
+    "whole",
+    "write_whole",
 ]

@@ -13,6 +13,7 @@ from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.config.targets import Target, input_position
 from dwindle.simulate.functional import unwatch
 from dwindle.simulate.host import after_call, before_call, refresh, table_of
+from dwindle.simulate.sharding import is_shard, sharded_parameter, whole, write_whole
 from dwindle.simulate.simulators import RESERVED, SimulatorStack, SimulatorTable
 
 
@@ -38,6 +39,9 @@ def module_of(model: nn.Module, target: Target) -> nn.Module:
         raise ConfigError(
             f"{target}: the module has no parameter {target.name!r}{did_you_mean(target.name, names)}"
         )
+    parameter = module._parameters.get(target.name)
+    if parameter is not None and is_shard(parameter):
+        sharded_parameter(module, target.name, parameter)  # refuses other ways of cutting it up
     return module
 
 
@@ -161,7 +165,7 @@ def detach(
 
 def _bake(parameter: Tensor, simulator: nn.Module) -> None:
     with torch.no_grad():
-        parameter.copy_(simulator(parameter))
+        write_whole(parameter, simulator(whole(parameter)))
 
 
 @contextlib.contextmanager
@@ -212,8 +216,11 @@ def plain_state_dict(model: nn.Module, *, keep_values: bool = True) -> dict[str,
         model: A model with simulators; not changed.
         keep_values: Give the parameters as the model computes with them (masked weights are zero); with
             False as the optimizer has them.
+
+    Of a model that ``fully_shard`` has cut up it has whole tensors; all processes call it together.
     """
     state = {key: value for key, value in model.state_dict().items() if RESERVED not in key.split(".")}
+    state = {key: whole(value) if is_shard(value) else value for key, value in state.items()}
     if keep_values:
         with torch.no_grad():
             for name, module in model.named_modules(remove_duplicate=False):

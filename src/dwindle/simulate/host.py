@@ -17,6 +17,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
+from dwindle.simulate.sharding import is_shard, sharded_parameter
 from dwindle.simulate.simulators import RESERVED, SimulatorTable
 
 _MARK = "_dwindle_base"
@@ -34,13 +35,37 @@ def plain_class(module: nn.Module) -> type[nn.Module]:
 
 def refresh(module: nn.Module) -> None:
     """Give a module the class that its simulators need: its own when there are none."""
-    base = plain_class(module)
+    current = type(module)
+    # ``fully_shard`` may have put a class of its own upon the one made here, or below it.
+    made = next((own for own in current.__mro__ if _MARK in vars(own)), None)
+    base = current if made is None else vars(made)[_MARK][0]
     table = table_of(module)
-    if table is None:
-        module.__class__ = base
-        return
-    names = tuple(name for name, _ in table.stacks() if name in module._parameters)
-    module.__class__ = _simulated_class(base, names)  # type: ignore[arg-type]
+    wanted = base
+    if table is not None:
+        names = tuple(name for name, _ in table.stacks() if name in module._parameters)
+        wanted = _simulated_class(base, names)  # type: ignore[arg-type]
+    module.__class__ = wanted if made is None else _upon(current, made, wanted)  # type: ignore[arg-type]
+
+
+@functools.cache
+def _upon(wrapper: type[nn.Module], old: type[nn.Module], new: type[nn.Module]) -> type[nn.Module]:
+    """Return a class like ``wrapper``, which stands upon ``old``, but upon ``new``."""
+    if wrapper is old:
+        return new
+    bases = tuple(_upon(own, old, new) if issubclass(own, old) else own for own in wrapper.__bases__)
+    members = {name: own for name, own in vars(wrapper).items() if name not in ("__dict__", "__weakref__")}
+    return type(wrapper.__name__, bases, members)
+
+
+def without_wrapper(current: type[nn.Module], wrapper: type) -> type[nn.Module]:
+    """Return a module's class without that which mixed ``wrapper`` in: ``fully_shard`` makes ``(FSDPModule, own)``."""
+    if not issubclass(current, wrapper):
+        return current
+    if _MARK in vars(current):
+        base, names = vars(current)[_MARK]
+        return _simulated_class(without_wrapper(base, wrapper), names)  # type: ignore[arg-type]
+    others = [own for own in current.__bases__ if own is not wrapper]
+    return without_wrapper(others[0], wrapper) if wrapper in current.__bases__ and others else current
 
 
 @functools.cache
@@ -52,6 +77,9 @@ def _simulated_class(base: type[nn.Module], names: tuple[str, ...]) -> type[nn.M
     if issubclass(base, nn.RNNBase) and names:
         namespace["_flat_weights"] = property(_flat_weights, _set_flat_weights)
     namespace |= _hidden_table(base)
+    below = getattr(base, "_orig_cls_mro_index", None)
+    if below is not None:  # ``fully_shard`` counts how far below its own class the user's stands
+        namespace["_orig_cls_mro_index"] = below + 1
     return type(base.__name__, (base,), namespace)
 
 
@@ -61,6 +89,8 @@ def _simulated_parameter(name: str) -> property:
         table = self._modules[RESERVED]
         if parameter is None or not table.enabled:  # type: ignore[union-attr]
             return parameter
+        if type(parameter) is not nn.Parameter and is_shard(parameter):
+            return sharded_parameter(self, name, parameter)  # nobody computes with a part of it
         try:
             return table._modules[name](parameter)  # type: ignore[union-attr, misc]
         except AttributeError as error:

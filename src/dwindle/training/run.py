@@ -305,9 +305,9 @@ class CompressionRun:
         return self._apart
 
     def realize(self, example_inputs: tuple[Any, ...] | None = None, **options: Any) -> Any:
-        """Make the really small model: ``dw.realize`` with the masks of this run.
+        """Make the really small model: ``dw.realize`` with the masks of this run, and smaller layers of learned ranks.
 
-        Works inside the block and, with the masks that stood at its end, behind it. A model that ``fully_shard`` has
+        Quantizers stay, with what belongs to channels that go cut off; ``dw.export`` writes their integer model. Works inside the block and, with the masks that stood at its end, behind it. A model that ``fully_shard`` has
         cut up stays as it is: all processes call this together, and each gets a small model of its own.
 
         Args:
@@ -324,6 +324,9 @@ class CompressionRun:
             )
         if not self.active and self._masks:
             options.setdefault("masks", self._masks)
+        for compressor in self.compressors:
+            for key, own in getattr(compressor, "realize_options", dict)().items():
+                options[key] = [*options.get(key, []), *own]
         return _realizer(simulate.gathered(self.model), example_inputs=example_inputs, **options)
 
     def state_dict(self) -> dict[str, Any]:

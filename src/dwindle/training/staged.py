@@ -142,6 +142,11 @@ class Staged:
         wanted: dict[str, Any] = getattr(self.compressor, "parameter_options", dict)()
         return wanted
 
+    def realize_options(self) -> dict[str, list[Any]]:
+        """What the compressor wants of ``run.realize()``."""
+        own: dict[str, list[Any]] = getattr(self.compressor, "realize_options", dict)() if self.started else {}
+        return own
+
     def status(self) -> dict[str, float]:
         """What the compressor says of itself, and whether it acts."""
         own: dict[str, float] = getattr(self.compressor, "status", dict)() if self.started else {}

@@ -42,7 +42,8 @@ def finish_training(model: nn.Module) -> nn.Module:
     """
     if bank_of(model) is None:
         raise ConfigError("this model is not trained with quantizers: attach a TrainingQuantizer first")
-    result = copy.deepcopy(model).eval()
+    result = simulate.gathered(model)
+    result = (copy.deepcopy(model) if result is model else result).eval()
     bank = detach_bank(result)
     assert bank is not None
     bank.eval()

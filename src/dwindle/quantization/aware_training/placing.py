@@ -112,6 +112,7 @@ def find_places(
     eight = bits.weights == bits.activations == 8
     table = get_backend(backend if backend is not None else "onnxruntime" if eight else "layers")
     with simulate.disabled(model):
+        model = simulate.gathered(model)
         folds = find_folds(model, record(model, *example))
         recording = record(model, *example, {fold.call for fold in folds})
     ends = _ends(recording, table, overrides)
