@@ -89,7 +89,9 @@ def scores(model: nn.Module) -> list[Any]:
     return [later, L1NormPruner(model, first)]
 
 
-def train(compressors: Any, checkpoint: Path | None, kill_at: int = 0, accumulate: int = 1, every: int = 1) -> Any:
+def train(
+    compressors: Any, checkpoint: Path | None, kill_at: int = 0, accumulate: int = 1, every: int = 1
+) -> Any:
     model = network()
     optimizer = torch.optim.SGD(model.parameters(), lr=0.05, momentum=0.9)
     schedule = torch.optim.lr_scheduler.CosineAnnealingLR(optimizer, STEPS * EPOCHS)

@@ -118,10 +118,11 @@ class LowRankTraining:
         self, settings: Mapping[str, FactorizationSetting], call: tuple[Any, Any], share: float | None
     ) -> None:
         """Work out which layers take part and what their goals are."""
-        self.left = unfit_layers(self.model, list(settings))
-        weights = {n: layer_weight(self.model.get_submodule(n)) for n in settings if n not in self.left}
-        forms = {name: form_of(self.model.get_submodule(name), own) for name, own in weights.items()}
-        calls = observed_calls(self.model, forms, call)
+        model = simulate.gathered(self.model)
+        self.left = unfit_layers(model, list(settings))
+        weights = {n: layer_weight(model.get_submodule(n)) for n in settings if n not in self.left}
+        forms = {name: form_of(model.get_submodule(name), own) for name, own in weights.items()}
+        calls = observed_calls(model, forms, call)
         self.problems: dict[str, LayerProblem] = {}
         self.goals: dict[str, tuple[int, ...]] = {}
         for name, form in forms.items():
@@ -149,7 +150,7 @@ class LowRankTraining:
         """Return what the layers that share the target may cost together."""
         args, kwargs = call
         if self.unit == "macs":
-            total = float(count_macs(self.model, args, kwargs))
+            total = float(count_macs(simulate.gathered(self.model), args, kwargs))
         else:
             total = float(sum(parameter.numel() for parameter in self.model.parameters()))
         whole = {name: problem.whole_cost(self.unit) for name, problem in self.problems.items()}
@@ -167,6 +168,10 @@ class LowRankTraining:
                 f"{share + (least - budget) / total:.3f}"
             )
         return budget
+
+    def sharding_problem(self) -> str | None:
+        """Return why it cannot work on a model that ``fully_shard`` has cut up: it can."""
+        return None
 
     # The way through.
 
@@ -197,7 +202,7 @@ class LowRankTraining:
         self._draw()
 
     def _simulator(self, name: str, problem: LayerProblem) -> GatedDirections:
-        weight = layer_weight(self.model.get_submodule(name))
+        weight = simulate.whole(layer_weight(self.model.get_submodule(name)))
         kernel, modes = widened(kernel_of(problem.form, weight)), gated_modes(problem.form)
         found = [principal_directions(kernel, mode) for mode in modes]
         return GatedDirections(

@@ -13,6 +13,7 @@ from dwindle.realize.binary_layers import PackedBinaryConv2d, PackedBinaryLinear
 from dwindle.realize.depth import PassThrough
 from dwindle.realize.factorize import factorize, replay_factorized
 from dwindle.realize.from_masks import realize
+from dwindle.realize.from_run import realize_run
 from dwindle.realize.integer_layers import IntegerConvolution, IntegerLinear
 from dwindle.realize.pack_binary import BinaryResult, pack_binary, replay_binary
 from dwindle.realize.pack_integers import pack_integers, replay_integers
@@ -79,4 +80,4 @@ class _Callable(ModuleType):
 
 
 sys.modules[__name__].__class__ = _Callable
-register_realizer(realize)
+register_realizer(realize_run)

@@ -11,6 +11,7 @@ import torch
 from torch import nn
 
 from dwindle.config import history
+from dwindle.factorization.result import FactorizationResult
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
 from dwindle.graph.blocks import Block
@@ -51,6 +52,7 @@ class ShrinkResult:
         notes: What the user should know.
         configuration: Whether the model's own config describes it; None for models that have none.
         repair: What :func:`dwindle.repair` did afterwards; None where it was not asked for.
+        factorization: Which layers became chains of learned ranks afterwards; None where none was to.
     """
 
     model: nn.Module
@@ -63,6 +65,7 @@ class ShrinkResult:
     notes: list[str] = field(default_factory=list)
     configuration: Configuration | None = None
     repair: RepairReport | None = None
+    factorization: FactorizationResult | None = None
 
     @property
     def frozen(self) -> list[dict[str, Any]]:
@@ -117,6 +120,8 @@ class ShrinkResult:
                 f"proven equal to {v.reference}: max difference {v.max_difference:.2g} in {v.dtype}, "
                 f"batch sizes {', '.join(map(str, v.batch_sizes))}"
             )
+        if self.factorization is not None:
+            lines += self.factorization.summary().splitlines()[:1]
         if self.repair is not None:
             lines += self.repair.summary().splitlines()[:2]
         lines += [f"note: {note}" for note in self.notes]
@@ -134,6 +139,7 @@ class ShrinkResult:
             "notes": self.notes,
             "configuration": self.configuration.to_json() if self.configuration else None,
             "repair": self.repair.to_json() if self.repair else None,
+            "factorization": self.factorization.to_json() if self.factorization else None,
         }
 
 

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 from torch.autograd import Variable
 
 from dwindle.simulate import RESERVED
-from dwindle.training.processes import is_distributed, share_from_first
+from dwindle.training.processes import is_distributed, mean_over_processes, share_from_first
 
 __all__ = ["GradientAveraging", "average_gradients", "hide_from_data_parallel", "show_to_data_parallel"]
 
@@ -22,8 +22,8 @@ class GradientAveraging:
 
     ``DistributedDataParallel`` knows the parameters that a model had when it was wrapped, and ``fully_shard`` those
     that are the model's own. Scores, learned scales, gates and projections are averaged here, whatever the model is
-    wrapped in. A mean of what is the same everywhere is that, so accumulated gradients may be averaged after every batch, and a
-    wrapper that averages them too does no harm.
+    wrapped in. A mean of what is the same everywhere is that, so accumulated gradients may be averaged after every
+    batch, and a wrapper that averages them too does no harm.
 
     Every process must follow the same parameters in the same order, and use at least one of them in each backward pass.
     """
@@ -80,20 +80,12 @@ def average_gradients(parameters: Iterable[nn.Parameter]) -> None:
     Where a process has no gradient it counts as zero; where none has one there is none afterwards. All processes must
     give the same parameters in the same order.
     """
-    if not is_distributed():
-        return
-    groups: dict[tuple[torch.device, torch.dtype], list[nn.Parameter]] = {}
-    for parameter in parameters:
-        groups.setdefault((parameter.device, parameter.dtype), []).append(parameter)
-    for (device, dtype), group in groups.items():
-        there = torch.tensor([float(own.grad is not None) for own in group], dtype=dtype, device=device)
-        parts = [torch.zeros_like(own) if own.grad is None else own.grad for own in group]
-        flat = torch.cat([there, *(part.detach().reshape(-1) for part in parts)])
-        torch.distributed.all_reduce(flat)
-        seen, *means = flat.split([len(group), *(own.numel() for own in group)])
-        for own, mean, processes in zip(group, means, seen.tolist(), strict=True):
-            if processes > 0:
-                own.grad = (mean / torch.distributed.get_world_size()).view_as(own)
+    if is_distributed():
+        wanted = list(parameters)
+        means = mean_over_processes([own.grad for own in wanted], wanted)
+        for parameter, mean in zip(wanted, means, strict=True):
+            if mean is not None:
+                parameter.grad = mean
 
 
 def hide_from_data_parallel(model: nn.Module) -> list[str] | None:

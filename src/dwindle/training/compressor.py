@@ -26,7 +26,8 @@ class Compressor(Protocol):
     takes them off, ``parameter_options()`` gives the options that its parameters want in an optimizer
     (``{"weight_decay": 0.0}``; ``{"adaptive": True}`` where plain gradient steps are too small for them), ``claims()``
     says which targets it will act on (:class:`dwindle.training.Claim`), ``rest()`` lets what it has made stand and ends
-    the rest (:class:`dwindle.training.Staged`), and ``status()`` gives numbers to be watched.
+    the rest (:class:`dwindle.training.Staged`), ``status()`` gives numbers to be watched,
+    and ``realize_options()`` lists of what ``run.realize()`` is to do beyond masks.
     """
 
     def step(self) -> None:

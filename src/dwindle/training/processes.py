@@ -5,7 +5,7 @@ Without ``torch.distributed`` (or with one process) every function gives back wh
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import torch
 from torch import Tensor
@@ -14,6 +14,7 @@ __all__ = [
     "alike",
     "is_distributed",
     "join_over_processes",
+    "mean_over_processes",
     "rank",
     "share_from_first",
     "sum_over_processes",
@@ -39,6 +40,34 @@ def sum_over_processes(tensors: Iterable[Tensor]) -> None:
     if is_distributed():
         for tensor in tensors:
             torch.distributed.all_reduce(tensor)
+
+
+def mean_over_processes(tensors: Sequence[Tensor | None], like: Sequence[Tensor]) -> list[Tensor | None]:
+    """Return the mean of each tensor over all processes, with one exchange for each device and dtype.
+
+    A tensor that a process does not have counts as zero there; one that none has is None afterwards. All processes
+    must call it with as many tensors of the same shapes.
+
+    Args:
+        tensors: What this process has.
+        like: A tensor with the shape, dtype and device of each.
+    """
+    if not is_distributed():
+        return list(tensors)
+    found: list[Tensor | None] = [None] * len(like)
+    groups: dict[tuple[torch.device, torch.dtype], list[int]] = {}
+    for number, own in enumerate(like):
+        groups.setdefault((own.device, own.dtype), []).append(number)
+    for (device, dtype), group in groups.items():
+        there = torch.tensor([float(tensors[own] is not None) for own in group], dtype=dtype, device=device)
+        parts = [torch.zeros_like(like[own]) if tensors[own] is None else tensors[own] for own in group]
+        flat = torch.cat([there, *(part.detach().reshape(-1) for part in parts if part is not None)])
+        torch.distributed.all_reduce(flat)
+        seen, *sums = flat.split([len(group), *(like[own].numel() for own in group)])
+        for own, total, processes in zip(group, sums, seen.tolist(), strict=True):
+            if processes > 0:
+                found[own] = (total / torch.distributed.get_world_size()).view(like[own].shape)
+    return found
 
 
 def share_from_first(tensors: Iterable[Tensor]) -> None:

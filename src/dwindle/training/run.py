@@ -35,6 +35,9 @@ __all__ = ["CompressionRun", "compress", "register_realizer"]
 
 Realizer = Callable[..., Any]
 
+_ADAM_RATE = 1e-3
+"""Adam's learning rate for parameters that name none."""
+
 _realizer: Realizer | None = None
 
 
@@ -127,6 +130,7 @@ class CompressionRun:
         self._masks: dict[str, dict[str, Tensor]] | None = None
         self._followed: list[_Followed] = []
         self._apart: torch.optim.Adam | None = None
+        self._apart_multiplier = 1.0
         self._order: list[int] = []  # in which the compressors' parameters came to the optimizers
         self._losses: dict[int, Tensor] = {}
         self._processes = ManyProcesses(model, self.compressors)
@@ -227,7 +231,12 @@ class CompressionRun:
                     yield parameter
 
     def add_parameters_to(
-        self, optimizer: torch.optim.Optimizer, *, schedule: Any | None = None, **group_options: Any
+        self,
+        optimizer: torch.optim.Optimizer,
+        *,
+        schedule: Any | None = None,
+        multiplier: float = 1.0,
+        **group_options: Any,
     ) -> int:
         """Let the user's optimizer train the compressors' own parameters too: scores, gates, adapters.
 
@@ -239,13 +248,14 @@ class CompressionRun:
             optimizer: Gets one more parameter group for each compressor that has something to add.
             schedule: The learning rate scheduler that was made for the optimizer before; the new groups follow it
                 too, in proportion to the first group.
+            multiplier: Their learning rates are multiplied by it.
             group_options: Options of the new groups, such as ``lr=1e-2`` or ``weight_decay=0.0``. Without a learning
                 rate they get that of the first group.
 
         Returns:
             How many parameters were added; those that it or :meth:`adaptive_optimizer` has already are left alone.
         """
-        followed = _Followed(optimizer, schedule, group_options)
+        followed = _Followed(optimizer, schedule, group_options, _checked(multiplier))
         self._followed = [own for own in self._followed if own.optimizer is not optimizer] + [followed]
         added = self._add(followed)
         self._processes.follow(self.parameters())
@@ -263,11 +273,14 @@ class CompressionRun:
             if missing and position not in self._order:
                 self._order.append(position)
             if missing and apart is not None and wanted.get("adaptive"):
-                apart.add_param_group(_adaptive_group(missing, wanted))
+                apart.add_param_group(_adaptive_group(missing, wanted, self._apart_multiplier))
             elif missing:
                 own = {"lr": base_rate(optimizer.param_groups[0]), **wanted}
                 own = {key: value for key, value in own.items() if key in optimizer.defaults}
-                optimizer.add_param_group({"params": missing, **own, **followed.options})
+                own |= followed.options
+                if "lr" in own:
+                    own["lr"] *= followed.multiplier
+                optimizer.add_param_group({"params": missing, **own})
                 added += len(missing)
         if followed.schedule is not None:
             follow_new_groups(followed.schedule, optimizer, first)
@@ -279,7 +292,9 @@ class CompressionRun:
             self._add(followed)
         self._processes.follow(self.parameters())
 
-    def adaptive_optimizer(self, optimizer: torch.optim.Optimizer) -> torch.optim.Adam | None:
+    def adaptive_optimizer(
+        self, optimizer: torch.optim.Optimizer, *, multiplier: float = 1.0
+    ) -> torch.optim.Adam | None:
         """Return an optimizer of their own for parameters that plain gradient steps hardly move, or None.
 
         Logits of masks have gradients as small as their share of a model. Where the user's optimizer is SGD, they are
@@ -288,7 +303,9 @@ class CompressionRun:
 
         Args:
             optimizer: The user's.
+            multiplier: The learning rates are multiplied by it.
         """
+        self._apart_multiplier = _checked(multiplier)
         if not isinstance(optimizer, torch.optim.SGD) or self._apart is not None:
             return None
         known = _held(optimizer)
@@ -298,7 +315,7 @@ class CompressionRun:
             if wanted.get("adaptive"):
                 wanted_later = True
                 missing = _missing(compressor, known)
-                groups += [_adaptive_group(missing, wanted)] if missing else []
+                groups += [_adaptive_group(missing, wanted, multiplier)] if missing else []
         if groups or wanted_later:
             # Adam wants a parameter to begin with; those of a compressor that begins later are not there yet.
             self._apart = torch.optim.Adam(groups or [nn.Parameter(torch.zeros(0))])
@@ -370,6 +387,7 @@ class _Followed:
     optimizer: torch.optim.Optimizer
     schedule: Any | None
     options: dict[str, Any]
+    multiplier: float
 
 
 def _held(optimizer: torch.optim.Optimizer) -> set[int]:
@@ -391,8 +409,16 @@ def _options_of(compressor: Compressor) -> dict[str, Any]:
     return wanted
 
 
-def _adaptive_group(parameters: list[nn.Parameter], wanted: dict[str, Any]) -> dict[str, Any]:
-    return {"params": parameters, **({"lr": wanted["lr"]} if "lr" in wanted else {})}
+def _adaptive_group(
+    parameters: list[nn.Parameter], wanted: dict[str, Any], multiplier: float
+) -> dict[str, Any]:
+    return {"params": parameters, "lr": wanted.get("lr", _ADAM_RATE) * multiplier}
+
+
+def _checked(multiplier: float) -> float:
+    if not multiplier > 0:
+        raise ConfigError(f"multiplier must be above 0, got {multiplier!r}")
+    return multiplier
 
 
 def _masks_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:

@@ -144,7 +144,9 @@ class Staged:
 
     def realize_options(self) -> dict[str, list[Any]]:
         """What the compressor wants of ``run.realize()``."""
-        own: dict[str, list[Any]] = getattr(self.compressor, "realize_options", dict)() if self.started else {}
+        own: dict[str, list[Any]] = (
+            getattr(self.compressor, "realize_options", dict)() if self.started else {}
+        )
         return own
 
     def status(self) -> dict[str, float]:
