@@ -351,3 +351,22 @@ def test_the_same_list_serves_a_finetune_stage(tmp_path: Path) -> None:
         ConfigError, match=r"finetune.compression\[0\].pruning.shedule.*did you mean 'schedule'"
     ):
         parse_recipe(yaml.safe_dump(content))
+
+
+ROOT = Path(__file__).parents[2]
+
+
+def test_the_recipes_of_the_samples_and_of_the_page_are_valid() -> None:
+    from dwindle.recipe import parse_recipe
+    from dwindle.recipe.compression.reading import read_compression
+
+    found = sorted((ROOT / "samples").glob("*/*.yaml"))
+    assert len(found) >= 6
+    for path in found:
+        said, _ = read_compression(path)
+        assert said.title
+    page = (ROOT / "docs/recipes.md").read_text()
+    (stages,) = [text.split("```")[0] for text in page.split("```yaml\n")[1:]]
+    finetune = parse_recipe(f"name: page\nmodel: a.b:c\ndata: a.b:d\n{stages}").stages[1]
+    assert len(finetune.compression) == 3  # type: ignore[attr-defined]
+    assert all(f"`{name}`" in page for name in PRUNERS)
