@@ -92,6 +92,10 @@ class SRSTEPruner(TrainingPruner):
 
     default_granularity = "2:4"
 
+    def sharding_problem(self) -> str | None:
+        """Return why it cannot work on a model that ``fully_shard`` has cut up; None where it can."""
+        return "the penalty on masked weights would be one of a part; set decay=0" if self.decay else None
+
     def __init__(
         self,
         model: nn.Module,

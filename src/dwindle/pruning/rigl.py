@@ -130,6 +130,7 @@ class RigLPruner(TrainingPruner):
 
     default_granularity = None
     first_progress = 1.0
+    works_sharded = True
 
     def __init__(
         self,
@@ -244,12 +245,13 @@ class RigLPruner(TrainingPruner):
         before: dict[Target, Tensor] = {}
         for target, gradient in gradients.items():
             planned = self.plan.goals[target]
-            weight = modules[target.module]._parameters[target.name]
+            parameter = modules[target.module]._parameters[target.name]
+            weight = None if parameter is None else simulate.whole(parameter)
             if weight is None or not bool(torch.isfinite(weight).all()):
                 raise DwindleError(f"{target}: the weights are not finite")
             active = before[target] = self.active(target)
             count = min(int(share * int(torch.count_nonzero(active))), int(torch.count_nonzero(~active)))
-            magnitude = block_norm(weight.detach(), planned.granularity, 1)
+            magnitude = block_norm(weight, planned.granularity, 1)
             grown = self._behind(target, planned.granularity.reduce(gradient.abs(), "sum"))
             self._next[target] = regrown(magnitude, grown, active, count)
         try:
@@ -272,8 +274,9 @@ class RigLPruner(TrainingPruner):
     def _begin_at_zero(self, target: Target, grown: Tensor) -> None:
         weight = dict(self.model.named_modules())[target.module]._parameters[target.name]
         if weight is not None:
-            with torch.no_grad():
-                weight.masked_fill_(self.plan.goals[target].granularity.expand(grown, weight.shape), 0)
+            blocks = self.plan.goals[target].granularity
+            value = simulate.whole(weight).masked_fill(blocks.expand(grown, weight.shape), 0)
+            simulate.write_whole(weight, value)
 
     def load_state_dict(self, state: Mapping[str, Any]) -> None:
         """Take over what :meth:`state_dict` gave."""

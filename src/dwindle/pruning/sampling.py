@@ -76,6 +76,8 @@ class SampledPruner(TrainingPruner):
         ConfigError: An argument is not valid.
     """
 
+    works_sharded = True
+
     def __init__(
         self,
         model: nn.Module,

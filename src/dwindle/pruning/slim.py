@@ -60,6 +60,11 @@ class SlimPruner(TrainingPruner):
 
     stage = "gate"
 
+    def sharding_problem(self) -> str | None:
+        """Return why it cannot work on a model that ``fully_shard`` has cut up; None where it can."""
+        scales = [str(target) for target, planned in self.plan.goals.items() if _is_scale(planned)]
+        return f"the penalty on {scales[0]} would be one of a part; only gates go" if scales else None
+
     def __init__(
         self,
         model: nn.Module,

@@ -15,6 +15,7 @@ from dwindle.config.errors import ConfigError, DwindleError, did_you_mean
 from dwindle.config.granularity import activation_axis
 from dwindle.pruning.observation import ObservingPruner
 from dwindle.pruning.places import SeenChannels, channels_seen, hook_places
+from dwindle.training.processes import mean_over_processes
 
 #: What the expansion is made for.
 PLACES = ("weights", "gates", "outputs")
@@ -180,6 +181,7 @@ class TaylorPruner(ObservingPruner):
 
     def _add_gates(self) -> None:
         taken = self._gates.take()
+        at_gates: dict[Target, Tensor | None] = {}
         for target, planned in self.plan.goals.items():
             count = planned.granularity.block_count(planned.shape)
             total: Tensor | None = None
@@ -187,14 +189,27 @@ class TaylorPruner(ObservingPruner):
                 own = self._of_samples(seen, taken, count)
                 if own is not None:
                     total = own if total is None else total + own
-            if total is None:
-                continue
-            if total.shape[1] != count:
+            if total is not None and total.shape[1] != count:
                 raise DwindleError(f"{target} has {count} channels, but {total.shape[1]} are seen behind it")
-            if self.on == "gates":
-                self.add(target, total.sum(0).square())
-            else:  # the loss is a mean over samples, so the gradient of one sample's own loss is that many times
+            at_gates[target] = None if total is None else total.sum(0)
+            if total is not None and self.on == "outputs":
+                # the loss is a mean over samples, so the gradient of one sample's own loss is that many times
                 self.add(target, total.abs().sum(0) * total.shape[0], total.shape[0])
+        if self.on == "gates":
+            self._add_squares(at_gates)
+
+    def _add_squares(self, at_gates: Mapping[Target, Tensor | None]) -> None:
+        """Add the squared gradients at the gates of one batch, or of one step's batches in all processes."""
+        if not self._own_pass:
+            goals = (self.plan.goals[target] for target in at_gates)
+            like = [self._no_gradient(own.granularity.block_count(own.shape)) for own in goals]
+            at_gates = dict(zip(at_gates, mean_over_processes(list(at_gates.values()), like), strict=True))
+        for target, gradient in at_gates.items():
+            if gradient is not None:
+                self.add(target, gradient.square())
+
+    def _no_gradient(self, count: int) -> Tensor:
+        return torch.zeros(count, dtype=torch.float64, device=self._device)
 
     def _of_samples(
         self, seen: SeenChannels, taken: Mapping[Target, list[Tensor]], count: int

@@ -16,6 +16,7 @@ from torch.nn.utils import parametrize
 
 from dwindle.quantization.calls import CallKey
 from dwindle.quantization.recording import Operation, Recording
+from dwindle.simulate import is_shard, whole
 
 _FOLDABLE = (
     nn.Conv1d,
@@ -67,7 +68,11 @@ def channel_factor(normalization: nn.Module) -> Tensor:
     variance = normalization.running_var
     assert variance is not None
     factor = torch.rsqrt(variance.double() + normalization.eps)
-    return factor if normalization.weight is None else factor * normalization.weight.double()
+    return factor if normalization.weight is None else factor * _factor_of(normalization.weight).double()
+
+
+def _factor_of(weight: Tensor) -> Tensor:
+    return whole(weight) if is_shard(weight) else weight  # its own module may hold only a part of it by now
 
 
 def is_transposed(layer: nn.Module) -> bool:

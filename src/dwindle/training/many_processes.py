@@ -73,6 +73,10 @@ class ManyProcesses:
         """The compressors are attached, and these are their own parameters."""
         if is_distributed():
             self._ignored, self._hidden = hide_from_data_parallel(self._model), True
+        if self._known_shards:
+            simulate.reshard(
+                self._model
+            )  # calibration left whole parameters, which an optimizer must not get
         self.follow(parameters)
 
     def follow(self, parameters: Iterable[nn.Parameter]) -> None:

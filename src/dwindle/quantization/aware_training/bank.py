@@ -18,10 +18,12 @@ from dwindle.quantization.calls import CallKey, ModulePath, remove_hooks, track_
 from dwindle.quantization.folding import channel_factor, times_channels
 from dwindle.quantization.numbers import SMALLEST_SCALE
 from dwindle.quantization.quantizers import GradientQuantizer, Quantizer
-from dwindle.quantization.quantizers.moving_average import follow
+from dwindle.quantization.quantizers.moving_average import edges, move
 from dwindle.quantization.simulation import PlacedMode, Simulation, WeightSlot, round_bias
 from dwindle.simulate.host import table_of
 from dwindle.simulate.parts import add_part, part_of, remove_part
+from dwindle.simulate.sharding import whole
+from dwindle.training.processes import widest_range
 
 PART = "quantization"
 """Name of the bank among the parts of the root."""
@@ -57,19 +59,20 @@ class WatchedRange(nn.Module):
         self.sample: Tensor | None = None
 
     @torch.no_grad()
-    def update(self, value: Tensor) -> None:
+    def update(self, value: Tensor, *, together: bool = False) -> None:
         """Take in a batch.
 
         Args:
             value: Any floating tensor; it is not kept.
+            together: It is a part of one that is spread over all processes, which call this at the same time.
         """
-        if not value.numel():
-            return
-        least, most = value.detach().float().aminmax()
-        fresh = self.low.isnan()
+        least, most = (edge.float() for edge in edges(value, None))
+        if together:
+            least, most = widest_range(least, most)
+        fresh = self.low.isnan() & least.isfinite() & most.isfinite()
         self.low.copy_(torch.where(fresh, least, self.low))
         self.high.copy_(torch.where(fresh, most, self.high))
-        follow(self.low, self.high, value, None, self.momentum)
+        move(self.low, self.high, least, most, self.momentum)
         self.sample = value.detach().reshape(-1)[:: max(1, value.numel() // SAMPLE)].clone()
 
 
@@ -149,8 +152,8 @@ class TrainingMode(PlacedMode):
     def activation(self, value: Tensor, quantizer: int) -> Tensor:
         """Round an activation, or watch it."""
         bank = self.bank
-        if bank.watches:
-            bank.watched[quantizer].update(value)  # type: ignore[operator]
+        if bank.watches and bank.training:
+            bank.watched[quantizer].update(value, together=torch.is_grad_enabled())  # type: ignore[operator]
         own = bank.activations[quantizer]
         result: Tensor = own(value) if bank.rounds_activations else wait(value, own)
         return result
@@ -197,7 +200,7 @@ class TrainingMode(PlacedMode):
             scale = (scale * factor.abs()).clamp(min=SMALLEST_SCALE)
         shift = normalization.running_mean.double() * -factor  # type: ignore[union-attr, operator]
         for own, size in ((layer._parameters.get("bias"), factor), (given["bias"], torch.ones_like(factor))):
-            shift = shift if own is None else shift + own.detach().double() * size
+            shift = shift if own is None else shift + whole(own).double() * size
         moved = (round_bias(shift, scale) - shift).to(given["input"].dtype)
         return {**given, "bias": moved if given["bias"] is None else given["bias"] + moved}
 

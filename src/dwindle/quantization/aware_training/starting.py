@@ -9,25 +9,26 @@ import torch
 from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError
-from dwindle.quantization.aware_training.bank import TrainedQuantizers, WatchedRange
+from dwindle.quantization.aware_training.bank import SAMPLE, TrainedQuantizers, WatchedRange
 from dwindle.quantization.calls import CallKey, ModulePath, run_with
 from dwindle.quantization.folding import channel_factor, times_channels
 from dwindle.quantization.observers import Observer, make_observer
 from dwindle.quantization.quantizers import Quantizer
 from dwindle.quantization.simulation import PlacedMode, Simulation, WeightSlot
+from dwindle.simulate import has_shards
 from dwindle.training.inputs import Inputs
-from dwindle.training.processes import share_from_first
+from dwindle.training.processes import join_over_processes, share_from_first, sum_over_processes
 
 
 class _FirstLook(PlacedMode):
     """Shows activations to observers and to samples, and keeps the weights of calls."""
 
     def __init__(
-        self, simulation: Simulation, observers: list[Observer], samples: list[WatchedRange]
+        self, simulation: Simulation, observers: list[Observer], samples: list[WatchedRange], copies: bool
     ) -> None:
         super().__init__(simulation)
         self.path = ModulePath()
-        self.observers, self.samples = observers, samples
+        self.observers, self.samples, self.copies = observers, samples, copies
         self.weights: dict[CallKey, Tensor] = {}
 
     def activation(self, value: Tensor, quantizer: int) -> Tensor:
@@ -38,7 +39,7 @@ class _FirstLook(PlacedMode):
 
     def weight(self, value: Tensor, key: CallKey, slot: WeightSlot) -> Tensor:
         """Keep a weight as the call reads it."""
-        self.weights[key] = value.detach()
+        self.weights[key] = value.detach().clone() if self.copies else value.detach()
         return value
 
 
@@ -57,8 +58,9 @@ def start_all(model: nn.Module, bank: TrainedQuantizers, batches: Iterable[Input
     observers = [make_observer(observer) for _ in bank.activations]
     samples = [WatchedRange() for _ in bank.activations]
     weights: dict[CallKey, Tensor] = {}
+    copies = has_shards(model)  # whole weights are taken away again behind the forward pass
     for batch in batches:
-        look = _FirstLook(bank.simulation, observers, samples)
+        look = _FirstLook(bank.simulation, observers, samples, copies)
         run_with(model, look, *batch)
         weights = look.weights
     names, forms = bank.places.training.names, bank.places.training.forms
@@ -112,9 +114,20 @@ def start_watched(bank: TrainedQuantizers) -> None:
         assert isinstance(seen, WatchedRange)
         if bool(seen.low.isnan()):
             continue  # nothing passed there while training: the calibration data's range stays
-        start(quantizer, seen.low, seen.high, seen.sample, names[number])
+        start(quantizer, seen.low, seen.high, _sample_of_all(seen), names[number])
         seen.sample = None
     share_state(bank)
+
+
+def _sample_of_all(seen: WatchedRange) -> Tensor | None:
+    """Return the last batch's values in all processes, if they have them."""
+    there = torch.tensor(float(seen.sample is not None), device=seen.low.device)
+    count = torch.ones_like(there)
+    sum_over_processes([there, count])
+    if seen.sample is None or float(there) < float(count):
+        return None
+    joined = join_over_processes(seen.sample)
+    return joined[:: max(1, joined.numel() // SAMPLE)]
 
 
 def start(quantizer: Any, low: Tensor, high: Tensor, sample: Tensor | None, name: str) -> None:

@@ -8,6 +8,7 @@ from torch import Tensor
 from dwindle.quantization.numbers import NumberFormat, scale_and_zero_point
 from dwindle.quantization.quantizers.learned import RangeQuantizer, checked
 from dwindle.quantization.quantizers.rounding import Bounds, learned_round
+from dwindle.training.processes import widest_range
 
 
 class MovingAverageQuantizer(RangeQuantizer):
@@ -66,7 +67,8 @@ class MovingAverageQuantizer(RangeQuantizer):
         """
         self.require(self.low)
         if self.training:
-            follow(self.low, self.high, value, self.axis, self.momentum, bounds)
+            together = self.activation and torch.is_grad_enabled()
+            follow(self.low, self.high, value, self.axis, self.momentum, bounds, together=together)
         scale, zero_point = self.scale_and_zero_point()
         moved = None if self.form.symmetric and self.form.signed else zero_point
         return learned_round(value, scale, moved, self.form, self.axis, bounds=bounds)
@@ -78,7 +80,14 @@ class MovingAverageQuantizer(RangeQuantizer):
 
 @torch.no_grad()
 def follow(
-    low: Tensor, high: Tensor, value: Tensor, axis: int | None, momentum: float, bounds: Bounds | None = None
+    low: Tensor,
+    high: Tensor,
+    value: Tensor,
+    axis: int | None,
+    momentum: float,
+    bounds: Bounds | None = None,
+    *,
+    together: bool = False,
 ) -> None:
     """Move two edges towards those of a tensor, in place; nothing is read back to the host.
 
@@ -89,17 +98,39 @@ def follow(
         axis: See there.
         momentum: Weight of the new tensor.
         bounds: Clip the edges to these.
+        together: The tensor is a part of one that is spread over all processes, which call this at the same time.
     """
-    if not value.numel():
-        return
-    if axis is None:
-        least, most = value.detach().aminmax()
-    else:
-        rows = value.detach().movedim(axis, 0).flatten(1)
-        least, most = rows.aminmax(dim=1)
-    if bounds is not None:
-        least, most = least.clamp(*bounds), most.clamp(*bounds)
+    least, most = edges(value, axis, bounds)
     least, most = least.to(low.dtype).reshape(low.shape), most.to(high.dtype).reshape(high.shape)
+    if together:
+        least, most = widest_range(least, most)
+    move(low, high, least, most, momentum)
+
+
+@torch.no_grad()
+def move(low: Tensor, high: Tensor, least: Tensor, most: Tensor, momentum: float) -> None:
+    """Move two edges towards new ones of the same shape, in place; where those are not finite nothing changes."""
     sound = least.isfinite() & most.isfinite()
     low.copy_(torch.where(sound, low + momentum * (least - low), low))
     high.copy_(torch.where(sound, high + momentum * (most - high), high))
+
+
+def edges(value: Tensor, axis: int | None, bounds: Bounds | None = None) -> tuple[Tensor, Tensor]:
+    """Return the smallest and the largest value, one or one for each index of ``axis``; infinities of an empty tensor.
+
+    Args:
+        value: Any floating tensor.
+        axis: See there.
+        bounds: Clip the edges to these.
+    """
+    value = value.detach()
+    if not value.numel():
+        shape = () if axis is None else (value.shape[axis],)
+        return value.new_full(shape, torch.inf), value.new_full(shape, -torch.inf)
+    if axis is None:
+        least, most = value.aminmax()
+    else:
+        least, most = value.movedim(axis, 0).flatten(1).aminmax(dim=1)
+    if bounds is not None:
+        least, most = least.clamp(*bounds), most.clamp(*bounds)
+    return least, most
