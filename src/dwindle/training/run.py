@@ -324,8 +324,9 @@ class CompressionRun:
     def realize(self, example_inputs: tuple[Any, ...] | None = None, **options: Any) -> Any:
         """Make the really small model: ``dw.realize`` with the masks of this run, and smaller layers of learned ranks.
 
-        Quantizers stay, with what belongs to channels that go cut off; ``dw.export`` writes their integer model. Works inside the block and, with the masks that stood at its end, behind it. A model that ``fully_shard`` has
-        cut up stays as it is: all processes call this together, and each gets a small model of its own.
+        Quantizers stay, with what belongs to channels that go cut off; ``dw.export`` writes their integer
+        model. Works inside the block and, with the masks that stood at its end, behind it. A model that ``fully_shard``
+        has cut up stays as it is: all processes call this together, and each gets a small model of its own.
 
         Args:
             example_inputs: Positional inputs of the model.
