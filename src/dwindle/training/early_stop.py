@@ -8,7 +8,7 @@ from typing import Any, Literal
 
 from dwindle.config.errors import ConfigError, did_you_mean
 
-__all__ = ["EarlyStop"]
+__all__ = ["EarlyStop", "is_ready"]
 
 _MODES = ("max", "min")
 
@@ -108,3 +108,11 @@ class EarlyStop:
             raise ConfigError(f"the state of an EarlyStop needs {', '.join(sorted(missing))}")
         self.best = None if state["best"] is None else float(state["best"])
         self.reports, self.waited, self.reason = int(state["reports"]), int(state["waited"]), state["reason"]
+
+
+def is_ready(compressor: Any) -> bool:
+    """Whether a compressor has done what it is to do: its masks grow no more, and a stage of it has begun."""
+    if getattr(compressor, "started", True) is False:
+        return False
+    inner = getattr(compressor, "compressor", compressor)
+    return getattr(inner, "finished", True) is not False

@@ -13,104 +13,28 @@ import random
 import sys
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence, Sized
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any
 
 import numpy as np
 import torch
 from torch import Tensor, nn
 
-from dwindle.config.errors import ConfigError, DwindleError, FileFormatError, did_you_mean
+from dwindle.config.errors import ConfigError, DwindleError, FileFormatError
 from dwindle.training.batches import logits_of, move_batch, split_batch
 from dwindle.training.checkpoint import load_state, random_state, restore_random_state, save_state
 from dwindle.training.compressor import Compressor
+from dwindle.training.early_stop import EarlyStop, is_ready
 from dwindle.training.loader_state import loader_state, restore_loader
+from dwindle.training.loop_options import PRECISIONS, EpochRecord, TrainingOptions, TrainingResult
+from dwindle.training.normalization_statistics import adapt_normalization
 from dwindle.training.run import CompressionRun, compress
 from dwindle.training.safety import safe_convolutions
 
 __all__ = ["EpochRecord", "TrainingOptions", "TrainingResult", "fit", "seed_everything"]
 
 Loss = Callable[[Any, Any], Tensor]
-_PRECISIONS = {"float32": None, "bfloat16": torch.bfloat16, "float16": torch.float16}
-
-
-@dataclass(frozen=True)
-class TrainingOptions:
-    """How :func:`fit` goes about it; the defaults suit a small model on a CPU.
-
-    Attributes:
-        device: Where model and batches go; None leaves the model where it is.
-        precision: ``"float32"``, or autocast to ``"bfloat16"`` or ``"float16"`` (with loss scaling). On a
-            CPU without bfloat16 instructions autocast is many times slower than float32.
-        channels_last: Hold model and images in channels-last memory, faster for convolutions.
-        schedule_every: Whether the learning rate schedule steps after each ``"step"`` or ``"epoch"``.
-        accumulate: Batches whose gradients are summed (as a mean) before the optimizer steps.
-        clip_norm: Largest norm of all gradients together, or None.
-        task_weight: Weight of the task's own loss beside the compressors' losses.
-        seed: Seeds every random generator before the first epoch; None leaves them alone.
-        progress: Show a progress bar; None means only when the error output is a terminal.
-    """
-
-    device: str | torch.device | None = None
-    precision: Literal["float32", "bfloat16", "float16"] = "float32"
-    channels_last: bool = False
-    schedule_every: Literal["step", "epoch"] = "step"
-    accumulate: int = 1
-    clip_norm: float | None = None
-    task_weight: float = 1.0
-    seed: int | None = 0
-    progress: bool | None = None
-
-    def __post_init__(self) -> None:
-        if self.precision not in _PRECISIONS:
-            raise ConfigError(
-                f"precision {self.precision!r} is not one of {', '.join(_PRECISIONS)}"
-                + did_you_mean(str(self.precision), _PRECISIONS)
-            )
-        if self.schedule_every not in ("step", "epoch"):
-            raise ConfigError(f"schedule_every must be 'step' or 'epoch', got {self.schedule_every!r}")
-        if self.accumulate < 1:
-            raise ConfigError(f"accumulate must be at least 1, got {self.accumulate}")
-
-
-@dataclass(frozen=True)
-class EpochRecord:
-    """What one epoch gave.
-
-    Attributes:
-        epoch: Its number, from 1.
-        loss: Mean loss of its batches, compressors' losses included.
-        metric: What the ``evaluate`` function returned after it, or None.
-        learning_rate: Of the first parameter group, at its end.
-        seconds: How long it took, evaluation included.
-    """
-
-    epoch: int
-    loss: float
-    metric: float | None
-    learning_rate: float
-    seconds: float
-
-
-@dataclass
-class TrainingResult:
-    """The epochs of a run, those before a resumption included.
-
-    Attributes:
-        history: One record an epoch.
-        resumed_from: The epoch behind which the run was taken up again (0: it began anew).
-        losses: Loss of every batch, compressors' losses included.
-    """
-
-    history: list[EpochRecord] = field(default_factory=list)
-    resumed_from: int = 0
-    losses: list[float] = field(default_factory=list)
-
-    @property
-    def metric(self) -> float | None:
-        """The metric after the last epoch."""
-        return self.history[-1].metric if self.history else None
 
 
 def fit(
@@ -126,6 +50,7 @@ def fit(
     options: TrainingOptions | None = None,
     checkpoint: str | os.PathLike[str] | None = None,
     checkpoint_every: int | None = None,
+    early_stop: EarlyStop | None = None,
     description: str = "training",
 ) -> TrainingResult:
     """Train a model, with or without compressors, and go on where a killed run stood.
@@ -148,6 +73,8 @@ def fit(
             it; the same call as before then gives the same model as an uninterrupted run.
         checkpoint_every: Keep the state after every so many optimizer steps, too. What the loader had given in the
             unfinished epoch is then read again and passed over.
+        early_stop: Ends the training when the metric (without ``evaluate``, the mean loss) gains no more, or is as good
+            as asked for. While a compressor is on its way (its masks still grow) epochs are not judged.
         description: Stands beside the progress bar.
 
     Raises:
@@ -164,12 +91,13 @@ def fit(
     _place(model, options)
     with contextlib.ExitStack() as stack:
         run = stack.enter_context(compress(model, compressors, steps_per_epoch=steps or None))
-        apart = run.adaptive_optimizer(optimizer)
-        run.add_parameters_to(optimizer, schedule=schedule)
+        apart = run.adaptive_optimizer(optimizer, multiplier=options.compressor_rate)
+        run.add_parameters_to(optimizer, schedule=schedule, multiplier=options.compressor_rate)
         stack.enter_context(safe_convolutions(model, _device_of(model, options)))
         path = Path(checkpoint) if checkpoint is not None else None
         optimizers = [optimizer, *([apart] if apart else [])]
         state = _Loop(model, loader, optimizers, loss, schedule, run, options, path, checkpoint_every)
+        state.early_stop = early_stop
         if options.seed is not None:
             seed_everything(options.seed)
         if path is not None and path.exists():
@@ -177,11 +105,15 @@ def fit(
         result = state.result
         advance = stack.enter_context(_progress(description, loader, epochs, result.resumed_from, options))
         for epoch in range(result.resumed_from + 1, epochs + 1):
+            if early_stop is not None and early_stop.stopped:
+                break
             begin = time.perf_counter()
             mean_loss = state.epoch(advance)
+            state.adapt_normalization()
             metric = _evaluate(model, evaluate)
             rate = float(optimizer.param_groups[0]["lr"])
             result.history.append(EpochRecord(epoch, mean_loss, metric, rate, time.perf_counter() - begin))
+            state.judge(result.history[-1])
             state.save()
     return result
 
@@ -204,6 +136,7 @@ class _Loop:
         self.model, self.loader, self.optimizers, self.loss = model, loader, optimizers, loss
         self.schedule, self.run, self.options = schedule, run, options
         self.path, self.every = path, every
+        self.early_stop: EarlyStop | None = None
         self.result = TrainingResult()
         self._unfinished: dict[str, Any] | None = None
         self.device = _device_of(model, options)
@@ -251,7 +184,7 @@ class _Loop:
     def _backward(self, batch: Any) -> float:
         moved = move_batch(batch, self.device, channels_last=self.options.channels_last)
         args, kwargs, target = split_batch(moved)
-        kind = _PRECISIONS[self.options.precision]
+        kind = PRECISIONS[self.options.precision]
         with torch.autocast(self.device.type, dtype=kind, enabled=kind is not None):
             outputs = logits_of(self.model(*args, **kwargs))
             value = self.options.task_weight * self.loss(outputs, target)
@@ -273,6 +206,27 @@ class _Loop:
         self.run.step()
         if self.schedule is not None and self.options.schedule_every == "step":
             self.schedule.step()
+
+    def adapt_normalization(self) -> None:
+        """Estimate running statistics anew, if that is wanted; the loader goes on as if it had not been read."""
+        if not self.options.adapt_normalization:
+            return
+
+        def inputs(batch: Any) -> Any:
+            args, kwargs, _ = split_batch(batch)
+            return kwargs or args
+
+        before = loader_state(self.loader)
+        adapt_normalization(self.model, self.loader, batches=self.options.adapt_normalization, adapt=inputs)
+        restore_loader(self.loader, before)
+
+    def judge(self, record: EpochRecord) -> None:
+        """Ask whether to stop after an epoch; one that was not evaluated (a metric that is NaN) is passed over."""
+        value = record.loss if record.metric is None else record.metric
+        if self.early_stop is None or math.isnan(value):
+            return
+        if self.early_stop.report(value, ready=all(map(is_ready, self.run.compressors))):
+            self.result.stopped = self.early_stop.reason
 
     def _zero_gradients(self) -> None:
         for optimizer in self.optimizers:
@@ -297,6 +251,7 @@ class _Loop:
             "schedule": self.schedule.state_dict() if self.schedule is not None else None,
             "run": self.run.state_dict(),
             "scaler": self.scaler.state_dict(),
+            "early_stop": None if self.early_stop is None else self.early_stop.state_dict(),
             "loader": loader_state(self.loader),
             "random": random_state(),
         }
@@ -319,6 +274,8 @@ class _Loop:
             if self.schedule is not None:
                 self.schedule.load_state_dict(state["schedule"])
             self.scaler.load_state_dict(state["scaler"])
+            if self.early_stop is not None and state.get("early_stop") is not None:
+                self.early_stop.load_state_dict(state["early_stop"])
             unfinished = state.get("unfinished")
             restore_loader(self.loader, (unfinished or state)["loader"])
             restore_random_state((unfinished or state)["random"])
@@ -327,7 +284,8 @@ class _Loop:
             if isinstance(error, FileFormatError):
                 raise
             raise FileFormatError(f"{path} does not belong to this run: {error}") from error
-        self.result = TrainingResult(history, resumed_from=len(history), losses=losses)
+        stopped = None if self.early_stop is None else self.early_stop.reason
+        self.result = TrainingResult(history, resumed_from=len(history), losses=losses, stopped=stopped)
         self._unfinished = unfinished
 
 
