@@ -6,7 +6,6 @@ import copy
 
 import pytest
 import torch
-from support.counting_compressor import Counting
 from torch import nn
 
 from dwindle import simulate
@@ -17,6 +16,7 @@ from dwindle.factorization import LowRankTraining
 from dwindle.pruning import AGPPruner, L1NormPruner, LevelPruner, MovementPruner
 from dwindle.quantization import BinaryQuantizer, TrainingQuantizer
 from dwindle.training import Staged, compress, fit
+from support.counting_compressor import Counting
 
 X = torch.randn(8, 6, generator=torch.Generator().manual_seed(0))
 
