@@ -17,15 +17,11 @@ import argparse
 import copy
 import json
 import statistics
-import sys
 import tempfile
 import time
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
-
-HERE = Path(__file__).resolve().parent
-sys.path[:0] = [str(HERE), str(HERE.parent / "tests")]
 
 import torch
 from torch import nn
@@ -38,6 +34,7 @@ from dwindle.pruning import AGPPruner, TaylorPruner
 from dwindle.quantization import TrainingQuantizer
 from dwindle.training import TrainingOptions, fit
 
+HERE = Path(__file__).resolve().parent
 MODELS = HERE / "results" / "cache" / "pruners"
 ROWS = HERE / "results" / "fused.jsonl"
 PAGE = HERE.parent / "docs" / "fusion_results.md"
@@ -181,14 +178,9 @@ def page(rows: list[dict[str, Any]]) -> str:
         "| task | methods | way | accuracy | float | MACs | bit operations | parity | equal classes | seeds |",
         "|---|---|---|---|---|---|---|---|---|---|",
     ]
-    kept: Callable[[dict[str, Any]], tuple[str, str, str]] = lambda row: (
-        row["task"],
-        row["method"],
-        row["way"],
-    )
     groups: dict[tuple[str, str, str], list[dict[str, Any]]] = {}
     for row in rows:
-        groups.setdefault(kept(row), []).append(row)
+        groups.setdefault((row["task"], row["method"], row["way"]), []).append(row)
     order = [
         (task, method, way)
         for task in EPOCHS
@@ -200,10 +192,13 @@ def page(rows: list[dict[str, Any]]) -> str:
         own = groups[key]
         scores = [100 * row["accuracy"] for row in own]
         spread = f" ± {statistics.stdev(scores):.2f}" if len(scores) > 1 else ""
-        mean: Callable[[str], float] = lambda name, own=own: statistics.mean(row[name] for row in own)
+        whole, macs, bits = (
+            statistics.mean(row[figure] for row in own)
+            for figure in ("float_accuracy", "macs", "bit_operations")
+        )
         lines.append(
             f"| {key[0]} | {key[1]} | {key[2]} | {statistics.mean(scores):.2f}{spread} % "
-            f"| {100 * mean('float_accuracy'):.2f} % | {mean('macs'):.1%} | {mean('bit_operations'):.2%} "
+            f"| {100 * whole:.2f} % | {macs:.1%} | {bits:.2%} "
             f"| {min(row['parity_db'] for row in own):.0f} dB | {min(row['equal'] for row in own):.1%} | {len(own)} |"
         )
     return "\n".join([*lines, ""])
