@@ -18,6 +18,7 @@ pytest.importorskip("accelerate")
 
 from accelerate import Accelerator
 
+from dwindle.training import Staged
 from dwindle.training.adapters import follow_accelerator
 
 
@@ -76,10 +77,11 @@ def test_loss_parameters_and_steps(accumulation: int, tmp_path: Path) -> None:
     assert optimizer.param_groups[1]["lr"] == optimizer.param_groups[0]["lr"] < 0.1
 
 
-def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
-    def pruner(model: nn.Module) -> MovementPruner:
+@pytest.mark.parametrize("begin", [0, 2])
+def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, begin: int) -> None:
+    def pruner(model: nn.Module) -> Staged:
         config = [{"op_types": ["Linear"], "sparse_ratio": 0.5}]
-        return MovementPruner(model, config, training_steps=6, learning_rate=0.05)
+        return Staged(MovementPruner(model, config, training_steps=6, learning_rate=0.05), start=begin)
 
     whole, resumed = network(), network()
     train(whole, pruner(whole), tmp_path, save=True)

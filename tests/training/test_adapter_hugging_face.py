@@ -17,6 +17,7 @@ from support.counting_compressor import Counting
 transformers = pytest.importorskip("transformers")
 pytest.importorskip("accelerate")
 
+from dwindle.training import Staged  # noqa: E402
 from dwindle.training.adapters import follow_trainer  # noqa: E402
 
 
@@ -105,12 +106,12 @@ def test_an_optimizer_that_was_given_and_a_loss_of_ones_own(tmp_path: Path) -> N
     assert counting.gradients[0] == pytest.approx(1.0)
 
 
-def pruned_training(folder: Path, stop: int | None, resume: bool) -> dict[str, torch.Tensor]:
+def pruned_training(folder: Path, stop: int | None, resume: bool, begin: int) -> dict[str, torch.Tensor]:
     """Train six steps with a movement pruner; or three and stop; or go on from the third."""
     model = classifier()
     config = [{"op_names_re": [".*dense"], "sparse_ratio": 0.5}]
-    pruner = MovementPruner(model, config, training_steps=5, learning_rate=0.05)
-    with dw.compress(model, [pruner]) as run:
+    pruner = MovementPruner(model, config, training_steps=4, learning_rate=0.05)
+    with dw.compress(model, [Staged(pruner, start=begin)]) as run:
         trainer = trainer_of(model, sentences(), folder, save_strategy="steps", save_steps=3)
         follow_trainer(trainer, run)
         if stop is not None:
@@ -124,10 +125,11 @@ def pruned_training(folder: Path, stop: int | None, resume: bool) -> dict[str, t
     return {name: value.clone() for name, value in model.state_dict().items()}
 
 
-def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
-    whole = pruned_training(tmp_path / "whole", None, False)
-    pruned_training(tmp_path / "parts", 3, False)
-    resumed = pruned_training(tmp_path / "parts", None, True)
+@pytest.mark.parametrize("begin", [0, 2])
+def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, begin: int) -> None:
+    whole = pruned_training(tmp_path / "whole", None, False, begin)
+    pruned_training(tmp_path / "parts", 3, False, begin)
+    resumed = pruned_training(tmp_path / "parts", None, True, begin)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     zeros = sum(int((value == 0).sum()) for name, value in whole.items() if "dense.weight" in name)

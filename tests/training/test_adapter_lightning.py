@@ -18,6 +18,7 @@ pytest.importorskip("lightning")
 
 import lightning.pytorch as lightning
 
+from dwindle.training import Staged
 from dwindle.training.adapters import CompressionCallback
 
 
@@ -86,11 +87,13 @@ def test_a_batch_that_is_skipped_has_no_loss_to_add_to(tmp_path: Path) -> None:
     assert counting.losses == 0
 
 
-def pruned_training(folder: Path, epochs: int, checkpoint: Path | None) -> dict[str, torch.Tensor]:
+def pruned_training(
+    folder: Path, epochs: int, checkpoint: Path | None, begin: int
+) -> dict[str, torch.Tensor]:
     module = Module()
     config = [{"op_types": ["Linear"], "sparse_ratio": 0.5}]
     pruner = MovementPruner(module.model, config, training_steps=5, learning_rate=0.05)
-    with dw.compress(module.model, [pruner]) as run:
+    with dw.compress(module.model, [Staged(pruner, start=begin)]) as run:
         saving = lightning.callbacks.ModelCheckpoint(
             dirpath=folder, filename="{step}", every_n_epochs=1, save_top_k=-1
         )
@@ -107,10 +110,11 @@ def pruned_training(folder: Path, epochs: int, checkpoint: Path | None) -> dict[
 
 
 @pytest.mark.filterwarnings("ignore:MovementPruner")
-def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path) -> None:
-    whole = pruned_training(tmp_path / "whole", 2, None)
-    pruned_training(tmp_path / "parts", 1, None)
-    resumed = pruned_training(tmp_path / "parts", 2, tmp_path / "parts" / "step=4.ckpt")
+@pytest.mark.parametrize("begin", [0, 3])
+def test_a_resumed_training_ends_with_the_same_bits(tmp_path: Path, begin: int) -> None:
+    whole = pruned_training(tmp_path / "whole", 2, None, begin)
+    pruned_training(tmp_path / "parts", 1, None, begin)
+    resumed = pruned_training(tmp_path / "parts", 2, tmp_path / "parts" / "step=4.ckpt", begin)
     assert whole.keys() == resumed.keys()
     assert all(torch.equal(whole[name], resumed[name]) for name in whole)
     assert int((whole["model.0.weight"] == 0).sum()) == 16

@@ -61,9 +61,16 @@ def follow_new_groups(schedule: Any, optimizer: torch.optim.Optimizer, first: in
 def _extend_lists(schedule: Any, optimizer: torch.optim.Optimizer, first: int, shares: list[float]) -> None:
     for inner in getattr(schedule, "_schedulers", ()):
         _extend_lists(inner, optimizer, first, shares)
-    if getattr(schedule, "optimizer", None) is not optimizer:
+    if _innermost(getattr(schedule, "optimizer", None)) is not _innermost(optimizer):
         return
     for name, is_rate in _LISTS.items():
         values = getattr(schedule, name, None)
         if isinstance(values, list) and len(values) == first:
             values.extend([values[0] * share if is_rate else values[0] for share in shares])
+
+
+def _innermost(optimizer: Any) -> Any:
+    """Return what a framework's wrappers (Accelerate's) hold."""
+    while (inner := getattr(optimizer, "optimizer", None)) is not None:
+        optimizer = inner
+    return optimizer

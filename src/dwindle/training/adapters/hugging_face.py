@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 
+from dwindle import simulate
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.training.adapters.state import check_run, read_run, write_run
 from dwindle.training.run import CompressionRun
@@ -48,6 +49,8 @@ def follow_trainer(trainer: Trainer, run: CompressionRun) -> None:
         trainer.create_optimizer = _with_parameters(trainer, run)  # type: ignore[method-assign]
     else:
         run.add_parameters_to(trainer.optimizer, schedule=trainer.lr_scheduler)
+    if hasattr(trainer, "_load_from_checkpoint"):
+        trainer._load_from_checkpoint = _with_run(trainer, run)  # type: ignore[method-assign]
     trainer.add_callback(_RunCallback(run, trainer))
 
 
@@ -85,12 +88,30 @@ def _with_parameters(trainer: Trainer, run: CompressionRun) -> Any:
 
     @functools.wraps(create_optimizer)
     def with_parameters(*args: Any, **options: Any) -> Any:
-        optimizer = create_optimizer(*args, **options)
-        if run.active:
-            run.add_parameters_to(optimizer)
+        if not run.active:
+            return create_optimizer(*args, **options)
+        with simulate.disabled(run.model):  # what belongs to compressors gets groups of its own
+            optimizer = create_optimizer(*args, **options)
+        run.add_parameters_to(optimizer)
         return optimizer
 
     return with_parameters
+
+
+def _with_run(trainer: Trainer, run: CompressionRun) -> Any:
+    """Return the trainer's ``_load_from_checkpoint`` with the run's state read first.
+
+    Compressors that had begun by then are on the model before its own state, which holds their masks, is loaded.
+    """
+    load = trainer._load_from_checkpoint
+
+    @functools.wraps(load)
+    def with_run(checkpoint: Any, *args: Any, **options: Any) -> Any:
+        if run.active:
+            read_run(run, checkpoint)
+        return load(checkpoint, *args, **options)
+
+    return with_run
 
 
 class _RunCallback(TrainerCallback):
@@ -100,7 +121,13 @@ class _RunCallback(TrainerCallback):
         self.run, self.trainer = run, trainer
 
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        if self.run.active and state.global_step > self.run.steps:
+        if not self.run.active:
+            return
+        optimizer, schedule = self.trainer.optimizer, self.trainer.lr_scheduler
+        optimizer = getattr(optimizer, "optimizer", optimizer)  # what accelerate wrapped
+        # The schedule was made after the optimizer: from here on it takes in those that begin later.
+        self.run.add_parameters_to(optimizer, schedule=getattr(schedule, "scheduler", schedule))
+        if state.global_step > self.run.steps:
             read_run(self.run, _folder(args, state))
 
     def on_step_end(self, args: Any, state: Any, control: Any, **given: Any) -> None:

@@ -7,6 +7,7 @@ from typing import Any
 
 from torch import Tensor
 
+from dwindle import simulate
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.simulate.simulators import RESERVED
 from dwindle.training.adapters.state import check_run, optimizer_of
@@ -39,6 +40,8 @@ class CompressionCallback(Callback):
         self.run = run
         self._optimizer_steps = 0
         self._handle: Any = None
+        self._passed_over: dict[str, Any] = {}
+        self._module: Any = None
 
     def setup(self, trainer: Any, pl_module: Any, stage: str) -> None:
         """Check that the run fits, and add its loss to what ``training_step`` returns."""
@@ -51,7 +54,9 @@ class CompressionCallback(Callback):
                 "yourself, and leave the callback out"
             )
         pl_module.training_step = _with_loss(pl_module.training_step, self.run)
-        self._handle = pl_module.register_load_state_dict_pre_hook(_pass_over_unknown)
+        pl_module.configure_optimizers = _without_own(pl_module.configure_optimizers, self.run)
+        self._module = pl_module
+        self._handle = pl_module.register_load_state_dict_pre_hook(self._pass_over_unknown)
 
     def on_fit_start(self, trainer: Any, pl_module: Any) -> None:
         """Let the optimizer train the run's own parameters; the schedulers follow."""
@@ -76,8 +81,10 @@ class CompressionCallback(Callback):
         """Give the module its own ``training_step`` back."""
         if stage == "fit":
             vars(pl_module).pop("training_step", None)
+            vars(pl_module).pop("configure_optimizers", None)
             if self._handle is not None:
                 self._handle.remove()
+            self._module = None
 
     def state_dict(self) -> dict[str, Any]:
         """Return the run's state, for the checkpoint."""
@@ -86,13 +93,26 @@ class CompressionCallback(Callback):
     def load_state_dict(self, state_dict: dict[str, Any]) -> None:
         """Go on where the checkpoint was written."""
         self.run.load_state_dict(state_dict)
+        passed_over, self._passed_over = self._passed_over, {}
+        if passed_over and self._module is not None:
+            self._module.load_state_dict(passed_over, strict=False)
+
+    def _pass_over_unknown(self, module: Any, state_dict: dict[str, Any], *given: Any) -> None:
+        """Put aside masks of compressors that had begun: Lightning loads the module before the callback."""
+        known = module.state_dict().keys()
+        for key in [own for own in state_dict if RESERVED in own.split(".") and own not in known]:
+            self._passed_over[key] = state_dict.pop(key)
 
 
-def _pass_over_unknown(module: Any, state_dict: dict[str, Any], *given: Any) -> None:
-    """Leave out masks that a run makes only later: Lightning loads the module before the callback, which has them."""
-    known = module.state_dict().keys()
-    for key in [own for own in state_dict if RESERVED in own.split(".") and own not in known]:
-        del state_dict[key]
+def _without_own(configure_optimizers: Any, run: CompressionRun) -> Any:
+    """Return the module's ``configure_optimizers``; what belongs to compressors gets groups of its own later."""
+
+    @functools.wraps(configure_optimizers)
+    def without_own(*args: Any, **options: Any) -> Any:
+        with simulate.disabled(run.model):
+            return configure_optimizers(*args, **options)
+
+    return without_own
 
 
 def _with_loss(training_step: Any, run: CompressionRun) -> Any:
