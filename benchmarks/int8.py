@@ -4,7 +4,8 @@
 
 All three get the same float model and the same calibration samples; other samples judge, by the float model's own
 answers. EfficientNet-Lite0 (ImageNet weights) sees real photographs, MiniLM real sentences; resnet18, mobilenet_v2 and
-mobilenetv3_small_050 have random weights (their normalizations saw photographs), so only their signal to noise counts.
+mobilenetv3_small_050 have random weights (their normalizations saw photographs), so only their signal to noise counts;
+of the last one there are five stand-ins with weights of five seeds.
 
 Each maker's file runs in the runtimes it is meant for: dwindle's and ONNX Runtime's one ONNX file in both, NNCF's ONNX
 file in ONNX Runtime and its OpenVINO file in OpenVINO. Each finished case is one line of the output; a second start
@@ -24,7 +25,6 @@ import platform
 import statistics
 import time
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -34,168 +34,17 @@ os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import dwindle as dw
-from dwindle import zoo
 from dwindle.quantization import compare
+from int8_cases import CASES, Case, arrays, in_torch
 from int8_page import write_page
 
 FOLDER = Path(__file__).parent / "results"
 FILES = FOLDER / "cache" / "int8"
 MAKERS = ("dwindle", "nncf", "onnxruntime")
 RUNTIMES = ("onnxruntime", "openvino")
-
-
-@dataclass
-class Case:
-    """One model with its data.
-
-    Attributes:
-        model: The float model.
-        calibration: Batches, as arguments by name.
-        test: Batches to judge on.
-        output: From the output of a batch and the batch to what is judged.
-        options: What ``dw.quantize`` is told besides.
-        transformer: Whether NNCF is told so.
-        answer: From what is judged to one answer for each sample: the largest output, unless said otherwise.
-        classify: From what is judged to a class for each sample, where the model itself has no classes.
-    """
-
-    model: nn.Module
-    calibration: list[dict[str, Tensor]]
-    test: list[dict[str, Tensor]]
-    output: Callable[[np.ndarray, dict[str, Tensor]], np.ndarray] = lambda output, batch: output
-    options: dict[str, Any] = field(default_factory=dict)
-    transformer: bool = False
-    answer: Callable[[np.ndarray], np.ndarray] = lambda judged: judged.argmax(-1)
-    classify: Callable[[np.ndarray], np.ndarray] | None = None
-
-
-class Images(nn.Module):
-    """A model of images with a named input."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, images: Tensor) -> Tensor:
-        """Return the logits."""
-        logits: Tensor = self.model(images)
-        return logits
-
-
-class Hidden(nn.Module):
-    """A text encoder that gives its last hidden state."""
-
-    def __init__(self, model: nn.Module) -> None:
-        super().__init__()
-        self.model = model
-
-    def forward(self, input_ids: Tensor, attention_mask: Tensor) -> Tensor:
-        """Return the hidden state of each token."""
-        hidden: Tensor = self.model(input_ids=input_ids, attention_mask=attention_mask).last_hidden_state
-        return hidden
-
-
-def _image_case(model: nn.Module, mean: Any, std: Any, crops: tuple[int, int]) -> Case:
-    parts = (("calibration", crops[0]), ("agreement", crops[1]))
-    calibration, test = (
-        [
-            {"images": batch}
-            for batch in zoo.photographs(part, crops=count, mean=mean, std=std).split(16)  # type: ignore[arg-type]
-        ]
-        for part, count in parts
-    )
-    return Case(Images(model).eval(), calibration, test)
-
-
-def _stand_in(build: Callable[[], nn.Module]) -> Case:
-    """A model with random weights whose normalizations have seen photographs."""
-    torch.manual_seed(0)
-    model = build()
-    case = _image_case(model, zoo.IMAGENET_MEAN, zoo.IMAGENET_STD, (4, 4))
-    for module in model.modules():
-        if isinstance(module, nn.modules.batchnorm._BatchNorm):
-            module.momentum = None
-    model.train()
-    with torch.no_grad():
-        for batch in case.calibration:
-            model(batch["images"])
-    model.eval()
-    return case
-
-
-def _efficientnet_lite0() -> Case:
-    return _image_case(zoo.efficientnet_lite0_timm(), (0.5,) * 3, (0.5,) * 3, (8, 24))
-
-
-def _minilm(length: int = 64) -> Case:
-    model, tokenizer = zoo.minilm()
-    sentences = zoo.movie_reviews("sentences")
-    texts = [text for text, _ in sentences]
-
-    def batches(begin: int, end: int) -> list[dict[str, Tensor]]:
-        found = []
-        for start in range(begin, end, 16):
-            tokens = tokenizer(
-                texts[start : start + 16],
-                padding="max_length",
-                max_length=length,
-                truncation=True,
-                return_tensors="pt",
-            )
-            found.append({name: tokens[name] for name in ("input_ids", "attention_mask")})
-        return found
-
-    def pooled(output: np.ndarray, batch: dict[str, Tensor]) -> np.ndarray:
-        weight = batch["attention_mask"].numpy()[..., None].astype(np.float64)
-        embedding: np.ndarray = (output * weight).sum(1) / weight.sum(1)
-        return embedding / np.linalg.norm(embedding, axis=1, keepdims=True)
-
-    encoder = Hidden(model).eval()
-    run = _in_torch(encoder)
-    known = np.concatenate([pooled(run(_arrays(batch)), batch) for batch in batches(2000, 4048)])
-    stored, direction = known[:1024], _praise(known, [label for _, label in sentences[2000:4048]])
-    return Case(
-        encoder,
-        batches(0, 384),
-        batches(1000, 1992),
-        pooled,
-        {"preset": "int8_transformer"},
-        transformer=True,
-        answer=lambda judged: (judged @ stored.T).argmax(-1),  # the nearest of 1,024 stored sentences
-        classify=lambda judged: judged @ direction[:-1] + direction[-1] > 0,
-    )
-
-
-def _praise(embeddings: np.ndarray, labels: list[int]) -> np.ndarray:
-    """Return the direction, and behind it the offset, that tells praise from blame: ridge regression."""
-    known = np.concatenate([embeddings, np.ones((len(embeddings), 1))], axis=1)
-    goals = 2.0 * np.asarray(labels) - 1.0
-    direction: np.ndarray = np.linalg.solve(known.T @ known + np.eye(known.shape[1]), known.T @ goals)
-    return direction
-
-
-def _torchvision(name: str) -> Case:
-    import torchvision
-
-    return _stand_in(lambda: torchvision.models.get_model(name, weights=None))
-
-
-def _timm(name: str) -> Case:
-    import timm
-
-    return _stand_in(lambda: timm.create_model(name, pretrained=False))
-
-
-CASES: dict[str, Callable[[], Case]] = {
-    "efficientnet_lite0": _efficientnet_lite0,
-    "minilm": _minilm,
-    "resnet18": partial(_torchvision, "resnet18"),
-    "mobilenet_v2": partial(_torchvision, "mobilenet_v2"),
-    "mobilenetv3_small_050": partial(_timm, "mobilenetv3_small_050"),
-}
 
 
 # -- making files
@@ -207,10 +56,6 @@ def float_file(name: str, case: Case) -> Path:
     if not path.exists():
         dw.export(case.model, path, case.calibration[0])
     return path
-
-
-def _arrays(batch: dict[str, Tensor]) -> dict[str, np.ndarray]:
-    return {name: value.numpy() for name, value in batch.items()}
 
 
 def path_of(name: str, maker: str, runtime: str) -> Path:
@@ -242,7 +87,7 @@ def make_onnxruntime(name: str, case: Case) -> dict[str, Path]:
 
         def get_next(self) -> dict[str, np.ndarray] | None:
             batch = next(self.rest, None)
-            return None if batch is None else _arrays(batch)
+            return None if batch is None else arrays(batch)
 
     source, prepared = float_file(name, case), FILES / f"{name}.prepared.onnx"
     quant_pre_process(str(source), str(prepared), skip_symbolic_shape=True)
@@ -270,7 +115,7 @@ def make_nncf(name: str, case: Case) -> dict[str, Path]:
         options["model_type"] = nncf.ModelType.TRANSFORMER
     # NNCF counts samples one by one
     samples = [
-        {key: value[i : i + 1] for key, value in _arrays(batch).items()}
+        {key: value[i : i + 1] for key, value in arrays(batch).items()}
         for batch in case.calibration
         for i in range(len(next(iter(batch.values()))))
     ]
@@ -324,15 +169,7 @@ def _bytes(path: Path) -> int:
 
 
 def _judged(case: Case, run: Callable[[dict[str, np.ndarray]], Any]) -> np.ndarray:
-    return np.concatenate([case.output(np.asarray(run(_arrays(batch))), batch) for batch in case.test])
-
-
-def _in_torch(model: nn.Module) -> Callable[[dict[str, np.ndarray]], Any]:
-    def run(batch: dict[str, np.ndarray]) -> Any:
-        with torch.no_grad():
-            return model(**{name: torch.from_numpy(value) for name, value in batch.items()}).numpy()
-
-    return run
+    return np.concatenate([case.output(np.asarray(run(arrays(batch))), batch) for batch in case.test])
 
 
 def figures(case: Case, reference: np.ndarray, other: np.ndarray, prefix: str = "") -> dict[str, float]:
@@ -355,14 +192,14 @@ def quality(name: str, done: set[str], makers: list[str]) -> Iterator[dict[str, 
     if not wanted:
         return
     case = CASES[name]()
-    reference = _judged(case, _in_torch(case.model))
+    reference = _judged(case, in_torch(case.model))
     for maker in wanted:
         begin, simulated = time.perf_counter(), {}
         row: dict[str, Any] = {"name": f"quality {name} {maker}", "samples": len(reference)}
         try:
             if maker == "dwindle":
                 paths, models = make_dwindle(name, case)
-                simulated = {key: _judged(case, _in_torch(model)) for key, model in models.items()}
+                simulated = {key: _judged(case, in_torch(model)) for key, model in models.items()}
                 row.update(options=case.options)
             else:
                 paths = {"nncf": make_nncf, "onnxruntime": make_onnxruntime}[maker](name, case)
@@ -457,7 +294,8 @@ def main() -> None:
         if arguments.only != "speed":
             parts += [quality(name, done, arguments.makers) for name in arguments.models]
         if arguments.only != "quality":
-            parts += [speed(name, done, arguments.seconds) for name in arguments.models]
+            once = [name for name in arguments.models if "_seed_" not in name]
+            parts += [speed(name, done, arguments.seconds) for name in once]
         for part in parts:
             for row in part:
                 with arguments.output.open("a") as stream:
