@@ -213,8 +213,8 @@ def test_mistakes():
         v3.PtqQuantizer(model, [{"op_names": ["head"], "quant_dtype": None}], evaluator)
     with pytest.raises(ConfigError, match="LsqQuantizer needs an evaluator"):
         v3.LsqQuantizer(model, CONFIG).compress(2, None)
-    with pytest.raises(ConfigError, match="needs dummy_input"):
-        v2.QAT_Quantizer(model, CONFIG, torch.optim.SGD(model.parameters(), 0.1)).compress()
+    with pytest.raises(ConfigError, match="LsqQuantizer needs the optimizer"):
+        v2.LsqQuantizer(model, CONFIG, dummy_input=BATCHES[0][0]).compress()
     with pytest.raises(ConfigError, match="evaluator must be"):
         v3.PtqQuantizer(model, CONFIG, torch.optim.SGD(model.parameters(), 0.1))
     assert not model._forward_pre_hooks

@@ -41,7 +41,7 @@ _ARGUMENTS = {
 _RATIO_KEYS = ("sparsity", "sparsity_per_layer", "total_sparsity", "sparse_ratio")
 
 #: What ``op_types: ["default"]`` meant.
-_DEFAULT_TYPES = (
+DEFAULT_TYPES = (
     "Conv1d",
     "Conv2d",
     "Conv3d",
@@ -113,9 +113,11 @@ def _select(entry: dict[str, Any]) -> None:
     if "op_partial_names" in entry:
         parts = [f".*{re.escape(part)}.*" for part in entry.pop("op_partial_names")]
         entry["op_names_re"] = [*entry.get("op_names_re", []), *parts]
+    if isinstance(entry.get("op_types"), str):  # the documents of 2.x write "op_types": "default"
+        entry["op_types"] = [entry["op_types"]]
     if "default" in (entry.get("op_types") or ()):
         others = [name for name in entry["op_types"] if name != "default"]
-        entry["op_types"] = [*others, *_DEFAULT_TYPES]
+        entry["op_types"] = [*others, *DEFAULT_TYPES]
 
 
 def _collect_exclusion(

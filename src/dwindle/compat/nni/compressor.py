@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dwindle import pruning, simulate
 from dwindle.compat.nni.chain import Chained, run_chain
 from dwindle.compat.nni.dependency import example_inputs_of
-from dwindle.compat.nni.evaluator import Evaluator
+from dwindle.compat.nni.evaluator import Evaluator, checked_evaluator
 from dwindle.config import Target
 from dwindle.config.errors import ConfigError
 from dwindle.pruning.trained import TrainingPruner
@@ -46,9 +46,8 @@ class Pruner(Chained):
         evaluator: Evaluator | None = None,
         existed_wrappers: Any | None = None,
     ) -> None:
-        if evaluator is not None and not isinstance(evaluator, Evaluator):
-            raise ConfigError(f"evaluator must be an evaluator, got a {type(evaluator).__name__}")
-        self.bound_model, self.config_list, self.evaluator = model, config_list, evaluator
+        self.bound_model, self.config_list = model, config_list
+        self.evaluator = checked_evaluator(evaluator)
         self._masks: Masks = {}
 
     @property

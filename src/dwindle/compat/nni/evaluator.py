@@ -206,3 +206,14 @@ def _with_added(result: Any, extra: Callable[[], Tensor | float], weight: float)
     if isinstance(result, tuple | list):
         return type(result)([total(result[0]), *result[1:]])
     return total(result)
+
+
+def checked_evaluator(evaluator: Evaluator | None) -> Evaluator | None:
+    """Return an evaluator, if it is one.
+
+    Raises:
+        ConfigError: It is something else.
+    """
+    if evaluator is not None and not isinstance(evaluator, Evaluator):
+        raise ConfigError(f"evaluator must be an evaluator, got a {type(evaluator).__name__}")
+    return evaluator

@@ -312,6 +312,11 @@ def attach_bank(model: nn.Module, bank: TrainedQuantizers) -> None:
     model.register_forward_hook(_Stop(), always_call=True)
 
 
+def begin_pass(model: nn.Module) -> None:
+    """Let a forward that is under way pass through quantizers that one of its own pre-hooks has put on the model."""
+    _Start()(model, ())
+
+
 def detach_bank(model: nn.Module) -> TrainedQuantizers | None:
     """Take a model's quantizers off again, and return them."""
     bank = bank_of(model)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Mapping, Sequence
 from typing import Any
 
@@ -9,16 +10,21 @@ import torch
 from torch import nn
 
 from dwindle.compat.nni import quantizers
+from dwindle.compat.nni.calibration import Calibration
 from dwindle.compat.nni.observing import Batch
-from dwindle.compat.nni.quantizers import Calibration, ConfigList
+from dwindle.compat.nni.quantizer import ConfigList
+from dwindle.compat.nni.v2.following import at_first_call, follow_optimizer
 from dwindle.config import resolve
 from dwindle.config.errors import ConfigError
-from dwindle.quantization import NumberFormat, fake_quantize
+from dwindle.config.legacy import DEFAULT_TYPES
+from dwindle.quantization import NumberFormat, QuantizationStages, fake_quantize
+from dwindle.quantization.aware_training import begin_pass
 from dwindle.quantization.weights import weight_levels
-from dwindle.training import CompressionRun, Compressor
 
 KEPT_BATCHES = 32
 """Batches that an observer keeps, at most."""
+
+WEIGHT_OF_EIGHT_BITS = {"target_names": ["weight"], "quant_dtype": "int8", "quant_scheme": "symmetric"}
 
 
 class NaiveQuantizer:
@@ -26,12 +32,16 @@ class NaiveQuantizer:
 
     Args:
         model: The model, changed in place by :meth:`compress`.
-        config_list: Which weights; ``quant_bits`` other than 8 are heeded.
+        config_list: Which weights; ``quant_bits`` other than 8 are heeded. None takes those of all layers.
         optimizer: Taken and not needed.
     """
 
-    def __init__(self, model: nn.Module, config_list: ConfigList, optimizer: Any | None = None) -> None:
+    def __init__(
+        self, model: nn.Module, config_list: ConfigList | None = None, optimizer: Any | None = None
+    ) -> None:
         self.bound_model = model
+        if config_list is None:
+            config_list = [{"op_types": list(DEFAULT_TYPES), **WEIGHT_OF_EIGHT_BITS}]
         self.forms = {
             target: NumberFormat.parse(setting.quant_dtype, setting.quant_scheme)
             for target, setting in resolve(model, list(map(dict, config_list)), kind="quantization").items()
@@ -71,7 +81,7 @@ class ObserverQuantizer(quantizers.PtqQuantizer):
     observer = "histogram"
 
     def __init__(self, model: nn.Module, config_list: ConfigList, optimizer: Any | None = None) -> None:
-        super().__init__(model, config_list)
+        super().__init__(model, [_without_arguments(entry) for entry in config_list])
         self.batches: list[Batch] = []
         self._handle = model.register_forward_pre_hook(self._note, with_kwargs=True)
 
@@ -94,30 +104,15 @@ class ObserverQuantizer(quantizers.PtqQuantizer):
         return self._quantize(self.batches)[0]
 
 
-class _Patched:
-    """What 2.x does for quantizers that train: the optimizer's steps are followed, the user's own loop trains."""
-
-    bound_model: nn.Module
-    own: Any
-    optimizer: torch.optim.Optimizer | None
-
-    def _begin(self, own: Compressor) -> nn.Module:
-        optimizer = self.optimizer
-        if optimizer is None:
-            raise ConfigError(f"{type(self).__name__} needs the optimizer that trains the model")
-        CompressionRun(self.bound_model, [own]).add_parameters_to(optimizer)
-        optimizer.register_step_post_hook(lambda *_: own.step())
-        return self.bound_model
-
-
-class _Trained(_Patched, quantizers._Trained):
-    """A trained quantizer of 2.x.
+class _Trained(quantizers.Trained):
+    """A trained quantizer of 2.x: the user's own loop trains.
 
     Args:
         model: The model.
-        config_list: What to quantize; ``quant_start_step`` of 2.x is read from it.
-        optimizer: Trains the model; learned scales are added to it.
-        dummy_input: Example inputs (a batch of real data, if possible): first ranges are taken from them.
+        config_list: What to quantize; ``quant_start_step`` of 2.x is read from it, for weights and for activations.
+        optimizer: Trains the model; None follows the first one that makes a step.
+        dummy_input: Example inputs (a batch of real data, if possible): first ranges are taken from them. None takes
+            what the model is called with first.
     """
 
     def __init__(
@@ -127,25 +122,27 @@ class _Trained(_Patched, quantizers._Trained):
         optimizer: torch.optim.Optimizer | None = None,
         dummy_input: Any | None = None,
     ) -> None:
-        starts = [int(entry["quant_start_step"]) for entry in config_list if "quant_start_step" in entry]
-        entries = [{key: entry[key] for key in entry if key != "quant_start_step"} for entry in config_list]
-        super().__init__(model, entries)
-        self.optimizer, self.dummy_input, self.start_step = optimizer, dummy_input, max(starts, default=0)
+        super().__init__(model, [_without_arguments(entry) for entry in config_list])
+        self.optimizer, self.dummy_input, self.stages = optimizer, dummy_input, stages_of(config_list)
 
     def compress(  # type: ignore[override]
         self, max_steps: int | None = None, max_epochs: int | None = None
     ) -> nn.Module:
-        """Put the quantizers on the model and follow the optimizer; train the model afterwards.
-
-        Raises:
-            ConfigError: There is no ``dummy_input`` or no optimizer.
-        """
+        """Put the quantizers on the model and follow the optimizer; train the model afterwards."""
         given = self.dummy_input
         if given is None:
-            raise ConfigError(f"{type(self).__name__} needs dummy_input: first ranges are taken from it")
-        if self.optimizer is None:
-            raise ConfigError(f"{type(self).__name__} needs the optimizer that trains the model")
-        return self._begin(self.start([given if isinstance(given, tuple | dict) else (given,)]))
+            at_first_call(self.bound_model, self._begin_with)
+        else:
+            self._begin(given if isinstance(given, tuple | dict) else (given,))
+        return self.bound_model
+
+    def _begin(self, batch: Batch) -> None:
+        follow_optimizer(self.bound_model, self.start([batch]), self.optimizer)
+
+    def _begin_with(self, batch: Batch) -> None:
+        """Begin in front of a forward, which is to pass through the quantizers already."""
+        self._begin(batch)
+        begin_pass(self.bound_model)
 
 
 class QAT_Quantizer(_Trained):
@@ -161,6 +158,20 @@ class LsqQuantizer(_Trained):
 
     method = "lsq"
 
+    def compress(  # type: ignore[override]
+        self, max_steps: int | None = None, max_epochs: int | None = None
+    ) -> nn.Module:
+        """Put the quantizers on the model and follow the optimizer; train the model afterwards.
+
+        Raises:
+            ConfigError: There is no optimizer, which has to train the steps.
+        """
+        if self.optimizer is None:
+            raise ConfigError(
+                "LsqQuantizer needs the optimizer that trains the model: it trains the steps too"
+            )
+        return super().compress(max_steps, max_epochs)
+
 
 class DoReFaQuantizer(_Trained):
     """DoReFa's weights and activations."""
@@ -168,13 +179,13 @@ class DoReFaQuantizer(_Trained):
     method = "dorefa"
 
 
-class BNNQuantizer(_Patched, quantizers.BNNQuantizer):
-    """Signs for weights and inputs.
+class BNNQuantizer(quantizers.BNNQuantizer):
+    """Signs for weights and inputs of layers, and for outputs of what has no weight.
 
     Args:
         model: The model.
         config_list: What to quantize.
-        optimizer: Trains the model.
+        optimizer: Trains the model; None follows the first one that makes a step.
     """
 
     def __init__(
@@ -190,10 +201,54 @@ class BNNQuantizer(_Patched, quantizers.BNNQuantizer):
         self, max_steps: int | None = None, max_epochs: int | None = None
     ) -> nn.Module:
         """Put the quantizers on the model and follow the optimizer; train the model afterwards."""
-        if self.optimizer is None:
-            raise ConfigError("BNNQuantizer needs the optimizer that trains the model")
         self.own.attach()
-        return self._begin(self.own)
+        follow_optimizer(self.bound_model, self.own, self.optimizer)
+        return self.bound_model
+
+
+def _without_arguments(entry: Mapping[str, Any]) -> dict[str, Any]:
+    """Return an entry of 2.x without its start, and with one scale for each activation.
+
+    NNI simulates activations with a scale for each channel; no integer kernel has them.
+    """
+    found = {key: value for key, value in entry.items() if key != "quant_start_step"}
+    schemes, types = found.get("quant_scheme"), found.get("quant_types") or ["weight"]
+    if isinstance(schemes, str):
+        schemes = dict.fromkeys(types, schemes)
+    if isinstance(schemes, Mapping):
+        wanted = [name for name in types if name not in ("weight", "bias")]
+        if any(str(schemes.get(name, "")).startswith("per_channel") for name in wanted):
+            warnings.warn(
+                f"quant_scheme: {', '.join(wanted)} have one scale for all channels: integer kernels add products of "
+                "all channels",
+                stacklevel=4,
+            )
+        found["quant_scheme"] = {
+            name: str(value).replace("per_channel", "per_tensor") if name in wanted else value
+            for name, value in schemes.items()
+        }
+    return found
+
+
+def stages_of(config_list: ConfigList) -> QuantizationStages:
+    """Return the steps from which on a list of 2.x rounds weights, and from which on activations.
+
+    Activations that no entry names are those of layers whose weights are named; they begin with them. Where entries
+    for one kind have several starts, the last counts.
+    """
+    starts: dict[bool, set[int]] = {True: set(), False: set()}
+    for entry in config_list:
+        for name in entry.get("quant_types") or ["weight"]:
+            starts[name == "weight"].add(int(entry.get("quant_start_step", 0)))
+    for of_weights, found in starts.items():
+        if len(found) > 1:
+            kind = "weights" if of_weights else "inputs and outputs"
+            warnings.warn(
+                f"quant_start_step: {kind} have several starts, {sorted(found)}; all begin at {max(found)}",
+                stacklevel=4,
+            )
+    weights = max(starts[True], default=0)
+    return QuantizationStages(weights, max(starts[False], default=weights))
 
 
 __all__ = [
