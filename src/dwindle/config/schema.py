@@ -46,6 +46,8 @@ DISTILLATION_METHODS = (
     "pkt",
     "norm_direction",
     "contrastive",
+    "classes",
+    "binary",
     "dkd",
     "dist",
 )

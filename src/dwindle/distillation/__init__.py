@@ -2,6 +2,7 @@
 
 from dwindle.distillation.attention_maps import attention_map_divergence, attention_map_error
 from dwindle.distillation.attention_transfer import activation_attention, attention_transfer
+from dwindle.distillation.binary import binary_divergence
 from dwindle.distillation.cache import TeacherCache
 from dwindle.distillation.contrastive import contrastive
 from dwindle.distillation.correlation import correlation_distance
@@ -34,6 +35,7 @@ __all__ = [
     "attention_map_divergence",
     "attention_map_error",
     "attention_transfer",
+    "binary_divergence",
     "contrastive",
     "correlation_distance",
     "decoupled_divergence",

@@ -49,7 +49,7 @@ class Distiller:
             ``logits_weight=0``).
         temperature: Softens both distributions; a number above 0, or a schedule over steps.
         logits_weight: Weight of the outputs' loss, a number or a schedule; 0 leaves the outputs out.
-        logits_loss: ``kl`` (Hinton's), ``dkd`` or ``dist``.
+        logits_loss: ``kl`` (Hinton's), ``binary`` (each logit a yes or no of its own), ``dkd`` or ``dist``.
         logits_options: Its options, numbers or schedules.
         logits: ``logits(outputs) -> tensor`` for models whose outputs hold their logits in an unusual place.
             Default: the tensor itself, ``.logits``, or the first floating tensor of a tuple.

@@ -30,10 +30,15 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, dim: 
         0-d tensor. With logits of shape ``(batch, classes)`` this is the reduction ``batchmean``.
 
     Raises:
-        ConfigError: The shapes differ, or the temperature is not positive.
+        ConfigError: The shapes differ, there is one class only, or the temperature is not positive.
     """
     same_shape(student, teacher, "logits")
     check_temperature(temperature)
+    if student.dim() and student.shape[dim] == 1:
+        raise ConfigError(
+            f"logits of shape {tuple(student.shape)} have one class in dimension {dim}: its probability is always 1, and "
+            "nothing can be learned; for yes and no there is the loss 'binary'"
+        )
     student, teacher = widened(student), widened(teacher.detach())
     log_q = functional.log_softmax(student / temperature, dim)
     log_p = functional.log_softmax(teacher / temperature, dim)

@@ -12,6 +12,7 @@ from torch import Tensor
 from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.distillation.attention_maps import attention_map_divergence, attention_map_error
 from dwindle.distillation.attention_transfer import attention_transfer
+from dwindle.distillation.binary import binary_divergence
 from dwindle.distillation.contrastive import contrastive
 from dwindle.distillation.correlation import correlation_distance
 from dwindle.distillation.decoupled import decoupled_divergence
@@ -107,6 +108,8 @@ METHODS: dict[str, Method] = {
     "pkt": Method(neighbour_probabilities),
     "norm_direction": Method(norm_and_direction, adapter="project"),
     "contrastive": Method(contrastive, adapter="embed"),
+    "classes": Method(divergence, on_logits=True),
+    "binary": Method(binary_divergence, on_logits=True),
     "dkd": Method(decoupled_divergence, on_logits=True),
     "dist": Method(correlation_distance, on_logits=True),
 }
@@ -117,6 +120,7 @@ FEATURE_LOSSES: dict[str, Callable[..., Tensor]] = {name: method.loss for name, 
 
 LOGITS_LOSSES: dict[str, Callable[..., Tensor]] = {
     "kl": divergence,
+    "binary": binary_divergence,
     "dkd": decoupled_divergence,
     "dist": correlation_distance,
 }

@@ -202,7 +202,7 @@ class DistillationAlgorithm(Algorithm):
             modules of the model.
         weight: Weight of the teacher's outputs: a number, or a schedule in words over steps from ``start``.
         temperature: Softens both distributions; a number or a schedule.
-        loss: How outputs are compared: ``kl``, ``dkd`` or ``dist``.
+        loss: How outputs are compared: ``kl``, ``binary``, ``dkd`` or ``dist``.
         options: Options of that loss.
         config_list: Pairs of intermediate tensors (kind ``distillation``).
         ema_decay: Of the moving average.
@@ -215,7 +215,7 @@ class DistillationAlgorithm(Algorithm):
     teacher: Literal["given", "copy", "ema", "self"] = "given"
     weight: NumberOrSchedule = 0.9
     temperature: NumberOrSchedule = 4.0
-    loss: Literal["kl", "dkd", "dist"] = "kl"
+    loss: Literal["kl", "binary", "dkd", "dist"] = "kl"
     options: dict[str, NumberOrSchedule] = Field(default_factory=dict)
     config_list: list[dict[str, Any]] | None = None
     ema_decay: Fraction = 0.999

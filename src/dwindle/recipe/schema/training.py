@@ -67,7 +67,7 @@ class Distillation(Part):
     teacher: Literal["original", "ema"] = "original"
     temperature: float = Field(default=4.0, gt=0.0)
     weight: Fraction = 0.9
-    loss: Literal["kl", "dkd", "dist"] = "kl"
+    loss: Literal["kl", "binary", "dkd", "dist"] = "kl"
     options: dict[str, Any] = Field(default_factory=dict)
     config_list: list[dict[str, Any]] | None = None
     ema_decay: Fraction = 0.999
