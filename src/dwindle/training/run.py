@@ -318,7 +318,7 @@ class CompressionRun:
                 groups += [_adaptive_group(missing, wanted, multiplier)] if missing else []
         if groups or wanted_later:
             # Adam wants a parameter to begin with; those of a compressor that begins later are not there yet.
-            self._apart = torch.optim.Adam(groups or [nn.Parameter(torch.zeros(0))])
+            self._apart = torch.optim.Adam(groups or [{"params": [nn.Parameter(torch.zeros(0))]}])
         return self._apart
 
     def realize(self, example_inputs: tuple[Any, ...] | None = None, **options: Any) -> Any:

@@ -123,7 +123,8 @@ class _RunCallback(TrainerCallback):
     def on_train_begin(self, args: Any, state: Any, control: Any, **given: Any) -> None:
         if not self.run.active:
             return
-        optimizer, schedule = self.trainer.optimizer, self.trainer.lr_scheduler
+        optimizer: Any = self.trainer.optimizer
+        schedule: Any = self.trainer.lr_scheduler
         optimizer = getattr(optimizer, "optimizer", optimizer)  # what accelerate wrapped
         # The schedule was made after the optimizer: from here on it takes in those that begin later.
         self.run.add_parameters_to(optimizer, schedule=getattr(schedule, "scheduler", schedule))
@@ -135,7 +136,7 @@ class _RunCallback(TrainerCallback):
             self.run.step()
 
     def on_save(self, args: Any, state: Any, control: Any, **given: Any) -> None:
-        if self.run.active and state.is_world_process_zero:
+        if self.run.active:
             write_run(self.run, _folder(args, state))
 
 
