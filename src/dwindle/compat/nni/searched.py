@@ -8,9 +8,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from dwindle.compat.nni.evaluator import Evaluator
 from dwindle.compat.nni.v2.compressor import ConfigList
-from dwindle.compat.nni.v2.evaluator import read_arguments
+from dwindle.compat.nni.v2.evaluator import judges, read_arguments
 from dwindle.compat.nni.v2.iterative import IterativePruner
 from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.graph import analyse
@@ -120,14 +119,10 @@ class AMCPruner(_SearchPruner):
             args,
             kwargs,
         )
-        own = given["evaluator"] if isinstance(given["evaluator"], Evaluator) else None
         super().__init__(
             model,
             config_list,
-            evaluator=own,
-            finetuner=given["finetuner"],
-            scorer=None if own is not None else given["evaluator"],
-            dummy_input=given.get("dummy_input"),
+            **judges(given),
             log_dir=given["log_dir"],
             keep_intermediate_result=given["keep_intermediate_result"],
         )

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dwindle import pruning, simulate
 from dwindle.compat.nni.evaluator import Evaluator
 from dwindle.compat.nni.v2.compressor import ConfigList
-from dwindle.compat.nni.v2.evaluator import read_arguments
+from dwindle.compat.nni.v2.evaluator import judges, read_arguments
 from dwindle.compat.nni.v2.iterative import Handles, IterativePruner
 from dwindle.config import Target
 from dwindle.config.errors import ConfigError, DwindleError
@@ -203,14 +203,10 @@ class SimulatedAnnealingPruner(IterativePruner):
             args,
             kwargs,
         )
-        own = given["evaluator"] if isinstance(given["evaluator"], Evaluator) else None
         super().__init__(
             model,
             config_list,
-            evaluator=own,
-            finetuner=given["finetuner"],
-            scorer=None if own is not None else given["evaluator"],
-            dummy_input=given["dummy_input"],
+            **judges(given),
             log_dir=given["log_dir"],
             keep_intermediate_result=given["keep_intermediate_result"],
         )
@@ -220,7 +216,7 @@ class SimulatedAnnealingPruner(IterativePruner):
             cool_down_rate=given["cool_down_rate"],
             perturbation_magnitude=given["perturbation_magnitude"],
         )
-        self.handles = Handles(given["pruning_algorithm"], given["pruning_params"], own)
+        self.handles = Handles(given["pruning_algorithm"], given["pruning_params"], self.evaluator)
         self.speedup = given["speedup"]
         self.ratios: Ratios = {}
 

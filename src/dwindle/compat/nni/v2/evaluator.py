@@ -154,3 +154,20 @@ def read_arguments(
     if "training_batches" in found:
         found["training_steps"] = found.pop("training_batches")
     return found
+
+
+def judges(given: Mapping[str, Any]) -> dict[str, Any]:
+    """Return who trains and who scores an iterative pruner, out of arguments in either form.
+
+    Args:
+        given: What :func:`read_arguments` returned: 2.10's ``evaluator`` trains and scores; in 2.0 to 2.8 that name
+            was a function that scores, beside a ``finetuner``.
+    """
+    evaluator = given["evaluator"]
+    modern = isinstance(evaluator, Evaluator)
+    return {
+        "evaluator": evaluator if modern else None,
+        "scorer": None if modern else evaluator,
+        "finetuner": given.get("finetuner"),
+        "dummy_input": given.get("dummy_input"),
+    }

@@ -13,7 +13,7 @@ from dwindle import pruning, simulate
 from dwindle.compat.nni.evaluator import Evaluator
 from dwindle.compat.nni.speedup import completed
 from dwindle.compat.nni.v2.compressor import ConfigList, Pruner
-from dwindle.compat.nni.v2.evaluator import read_arguments
+from dwindle.compat.nni.v2.evaluator import judges, read_arguments
 from dwindle.compat.nni.v2.one_shot import (
     ActivationAPoZRankPruner,
     ActivationMeanRankPruner,
@@ -187,20 +187,16 @@ class _RoundsPruner(IterativePruner):
         **kwargs: Any,
     ) -> None:
         given = _arguments(self._more(), args, kwargs)
-        own = given["evaluator"] if isinstance(given["evaluator"], Evaluator) else None
         super().__init__(
             model,
             config_list,
-            evaluator=own,
-            finetuner=given.get("finetuner"),
-            scorer=None if own is not None else given["evaluator"],
-            dummy_input=given.get("dummy_input"),
+            **judges(given),
             log_dir=log_dir,
             keep_intermediate_result=keep_intermediate_result,
         )
         self.total_iteration, self.speedup = total_iteration, given["speedup"]
         self.reset_weight = given.get("reset_weight", False)
-        self.handles = Handles(pruning_algorithm, given["pruning_params"], own)
+        self.handles = Handles(pruning_algorithm, given["pruning_params"], self.evaluator)
 
     @staticmethod
     def _more() -> list[str]:
