@@ -10,7 +10,6 @@ small = run.realize(example_inputs=(x,))
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from dataclasses import dataclass
 from types import TracebackType
 from typing import Any
 
@@ -28,15 +27,13 @@ from dwindle.training.compressor import (
     detach_compressor,
 )
 from dwindle.training.many_processes import ManyProcesses
-from dwindle.training.parameter_groups import base_rate, follow_new_groups
+from dwindle.training.own_parameters import OwnParameters
+from dwindle.training.snapshot import ModelSnapshot
 from dwindle.training.staged import count_epochs
 
 __all__ = ["CompressionRun", "compress", "register_realizer"]
 
 Realizer = Callable[..., Any]
-
-_ADAM_RATE = 1e-3
-"""Adam's learning rate for parameters that name none."""
 
 _realizer: Realizer | None = None
 
@@ -126,12 +123,9 @@ class CompressionRun:
         self.steps = 0
         self.active = False
         self._restore_on_error = restore_on_error
-        self._snapshot: _Snapshot | None = None
+        self._snapshot: ModelSnapshot | None = None
         self._masks: dict[str, dict[str, Tensor]] | None = None
-        self._followed: list[_Followed] = []
-        self._apart: torch.optim.Adam | None = None
-        self._apart_multiplier = 1.0
-        self._order: list[int] = []  # in which the compressors' parameters came to the optimizers
+        self._own = OwnParameters(self.compressors)
         self._losses: dict[int, Tensor] = {}
         self._processes = ManyProcesses(model, self.compressors)
 
@@ -139,7 +133,7 @@ class CompressionRun:
         if self.active:
             raise ConfigError("this run is entered already; call compress() for another one")
         self._processes.check()
-        self._snapshot = _Snapshot(self.model, values=self._restore_on_error)
+        self._snapshot = ModelSnapshot(self.model, values=self._restore_on_error)
         attached: list[Compressor] = []
         try:
             for compressor in self.compressors:
@@ -255,42 +249,9 @@ class CompressionRun:
         Returns:
             How many parameters were added; those that it or :meth:`adaptive_optimizer` has already are left alone.
         """
-        followed = _Followed(optimizer, schedule, group_options, _checked(multiplier))
-        self._followed = [own for own in self._followed if own.optimizer is not optimizer] + [followed]
-        added = self._add(followed)
+        added = self._own.add_to(optimizer, schedule, multiplier, group_options)
         self._processes.follow(self.parameters())
         return added
-
-    def _add(self, followed: _Followed) -> int:
-        """Add what an optimizer does not have yet."""
-        optimizer, apart = followed.optimizer, self._apart
-        known = _held(optimizer) | (set() if apart is None else _held(apart))
-        added, first = 0, len(optimizer.param_groups)
-        for position in self._order + [own for own in range(len(self.compressors)) if own not in self._order]:
-            compressor = self.compressors[position]
-            wanted = _options_of(compressor)
-            missing = _missing(compressor, known)
-            if missing and position not in self._order:
-                self._order.append(position)
-            if missing and apart is not None and wanted.get("adaptive"):
-                apart.add_param_group(_adaptive_group(missing, wanted, self._apart_multiplier))
-            elif missing:
-                own = {"lr": base_rate(optimizer.param_groups[0]), **wanted}
-                own = {key: value for key, value in own.items() if key in optimizer.defaults}
-                own |= followed.options
-                if "lr" in own:
-                    own["lr"] *= followed.multiplier
-                optimizer.add_param_group({"params": missing, **own})
-                added += len(missing)
-        if followed.schedule is not None:
-            follow_new_groups(followed.schedule, optimizer, first)
-        return added
-
-    def _follow_up(self) -> None:
-        """Let the optimizers train what compressors that have just begun brought with them."""
-        for followed in self._followed:
-            self._add(followed)
-        self._processes.follow(self.parameters())
 
     def adaptive_optimizer(
         self, optimizer: torch.optim.Optimizer, *, multiplier: float = 1.0
@@ -305,21 +266,12 @@ class CompressionRun:
             optimizer: The user's.
             multiplier: The learning rates are multiplied by it.
         """
-        self._apart_multiplier = _checked(multiplier)
-        if not isinstance(optimizer, torch.optim.SGD) or self._apart is not None:
-            return None
-        known = _held(optimizer)
-        groups, wanted_later = [], False
-        for compressor in self.compressors:
-            wanted = _options_of(compressor)
-            if wanted.get("adaptive"):
-                wanted_later = True
-                missing = _missing(compressor, known)
-                groups += [_adaptive_group(missing, wanted, multiplier)] if missing else []
-        if groups or wanted_later:
-            # Adam wants a parameter to begin with; those of a compressor that begins later are not there yet.
-            self._apart = torch.optim.Adam(groups or [{"params": [nn.Parameter(torch.zeros(0))]}])
-        return self._apart
+        return self._own.adaptive_optimizer(optimizer, multiplier)
+
+    def _follow_up(self) -> None:
+        """Let the optimizers train what compressors that have just begun brought with them."""
+        self._own.follow_up()
+        self._processes.follow(self.parameters())
 
     def realize(self, example_inputs: tuple[Any, ...] | None = None, **options: Any) -> Any:
         """Make the really small model: ``dw.realize`` with the masks of this run, and smaller layers of learned ranks.
@@ -351,7 +303,7 @@ class CompressionRun:
         """Return the step number and every compressor's state, in order."""
         return {
             "steps": self.steps,
-            "order": list(self._order),
+            "order": list(self._own.order),
             "compressors": [
                 {"type": type(compressor).__name__, "state": compressor.state_dict()}
                 for compressor in self.compressors
@@ -371,7 +323,7 @@ class CompressionRun:
         for compressor, entry in zip(self.compressors, state["compressors"], strict=True):
             compressor.load_state_dict(entry["state"])
         self.steps = int(state["steps"])
-        self._order += [own for own in state.get("order", []) if own not in self._order]
+        self._own.continue_order(state.get("order", []))
         self._follow_up()
 
     def _need_active(self, method: str) -> None:
@@ -381,91 +333,9 @@ class CompressionRun:
             )
 
 
-@dataclass(frozen=True)
-class _Followed:
-    """An optimizer that trains the compressors' parameters, and how they are to be added."""
-
-    optimizer: torch.optim.Optimizer
-    schedule: Any | None
-    options: dict[str, Any]
-    multiplier: float
-
-
-def _held(optimizer: torch.optim.Optimizer) -> set[int]:
-    return {id(parameter) for group in optimizer.param_groups for parameter in group["params"]}
-
-
-def _missing(compressor: Compressor, known: set[int]) -> list[nn.Parameter]:
-    """Return the compressor's parameters that nobody trains yet, and count them as known."""
-    found = []
-    for parameter in compressor.parameters():
-        if id(parameter) not in known:
-            known.add(id(parameter))
-            found.append(parameter)
-    return found
-
-
-def _options_of(compressor: Compressor) -> dict[str, Any]:
-    wanted: dict[str, Any] = getattr(compressor, "parameter_options", dict)()
-    return wanted
-
-
-def _adaptive_group(
-    parameters: list[nn.Parameter], wanted: dict[str, Any], multiplier: float
-) -> dict[str, Any]:
-    return {"params": parameters, "lr": wanted.get("lr", _ADAM_RATE) * multiplier}
-
-
-def _checked(multiplier: float) -> float:
-    if not multiplier > 0:
-        raise ConfigError(f"multiplier must be above 0, got {multiplier!r}")
-    return multiplier
-
-
 def _masks_of(model: nn.Module) -> dict[str, dict[str, Tensor]]:
     """Copies of the masks that stand on the model, by module and target."""
     return {
         module: {target: mask.detach().clone() for target, mask in masks.items()}
         for module, masks in simulate.masks_as_nested(model).items()
     }
-
-
-class _Snapshot:
-    """Parameters, buffers, flags and simulators of a model, to be put back after an exception."""
-
-    def __init__(self, model: nn.Module, *, values: bool):
-        self._model = model
-        self._flags = [(module, module.training) for module in model.modules()]
-        self._values: list[tuple[Tensor, Tensor]] = []
-        self._gradients: list[tuple[nn.Parameter, bool]] = []
-        if values:
-            tensors = [*model.parameters(), *model.buffers()]
-            self._values = [(tensor, tensor.detach().clone()) for tensor in tensors]
-            self._names = {id(tensor): name for name, tensor in model.named_parameters()}
-            self._gradients = [(parameter, parameter.requires_grad) for parameter in model.parameters()]
-        self._simulators = [
-            (target, stage, simulator, {key: value.clone() for key, value in simulator.state_dict().items()})
-            for target, stack in simulate.simulated_targets(model).items()
-            for stage, simulator in stack.named_children()
-        ]
-
-    def restore(self) -> None:
-        """Put everything back in place, so that every tensor keeps its identity."""
-        simulate.detach(self._model, keep_values=False)
-        present = dict(self._model.named_parameters())
-        with torch.no_grad():
-            for tensor, saved in self._values:
-                now = present.get(self._names.get(id(tensor), ""), tensor)
-                if now is not tensor and simulate.is_shard(now):
-                    simulate.write_whole(now, saved)  # cut up inside the block
-                elif tensor.shape == saved.shape:
-                    tensor.copy_(saved)
-                else:
-                    tensor.data = saved
-        for target, stage, simulator, state in self._simulators:
-            simulator.load_state_dict(state)
-            simulate.register_simulator(self._model, target, simulator, stage)
-        for parameter, requires_grad in self._gradients:
-            parameter.requires_grad_(requires_grad)
-        for module, training in self._flags:
-            module.training = training
