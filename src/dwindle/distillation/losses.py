@@ -36,8 +36,8 @@ def divergence(student: Tensor, teacher: Tensor, temperature: float = 1.0, dim: 
     check_temperature(temperature)
     if student.dim() and student.shape[dim] == 1:
         raise ConfigError(
-            f"logits of shape {tuple(student.shape)} have one class in dimension {dim}: its probability is always 1, and "
-            "nothing can be learned; for yes and no there is the loss 'binary'"
+            f"logits of shape {tuple(student.shape)} have one class in dimension {dim}: its probability is always 1, "
+            "and nothing can be learned; for yes and no there is the loss 'binary'"
         )
     student, teacher = widened(student), widened(teacher.detach())
     log_q = functional.log_softmax(student / temperature, dim)
