@@ -7,7 +7,13 @@ from dwindle.recipe.schema.quantizing import LearnedRounding, QuantizeStage
 from dwindle.recipe.schema.showing import ExportStage, MeasureStage, ReportStage
 from dwindle.recipe.schema.shrinking import FactorizeStage, PruneStage
 from dwindle.recipe.schema.stage import OriginalStage, Stage
-from dwindle.recipe.schema.training import Distillation, FinetuneStage, QuantizationInTraining, TrainStage
+from dwindle.recipe.schema.training import (
+    Distillation,
+    EarlyStopping,
+    FinetuneStage,
+    QuantizationInTraining,
+    TrainStage,
+)
 from dwindle.recipe.schema.whole import STAGES, Recipe
 
 __all__ = [
@@ -18,6 +24,7 @@ __all__ = [
     "CompressionRecipe",
     "DataPart",
     "Distillation",
+    "EarlyStopping",
     "ExportStage",
     "FactorizeStage",
     "FinetuneStage",

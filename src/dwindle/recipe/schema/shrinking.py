@@ -40,6 +40,8 @@ class PruneStage(Stage):
         data_batches: Batches for an importance that runs the model (training data where it needs labels, otherwise
             calibration data), and for ``repair``.
         repair: Make up for what went with unlabelled calibration data (``dw.repair``).
+        adapt_normalization: Calibration batches from which running statistics of batch normalizations are estimated
+            anew in the small model; 0 leaves them.
         scope: Rank within each axis (``local``) or over the whole model (``global``).
         options: Further keyword arguments of ``dw.prune``.
     """
@@ -55,6 +57,7 @@ class PruneStage(Stage):
     ] = "l1"
     data_batches: Count = 8
     repair: bool = False
+    adapt_normalization: int = Field(default=0, ge=0)
     scope: Literal["local", "global"] = "local"
     options: dict[str, Any] = Field(default_factory=dict)
 

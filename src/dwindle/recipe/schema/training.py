@@ -10,7 +10,30 @@ from dwindle.recipe.schema.compression import Algorithm
 from dwindle.recipe.schema.part import Count, Fraction, Part
 from dwindle.recipe.schema.stage import Stage
 
-__all__ = ["Distillation", "FinetuneStage", "QuantizationInTraining", "TrainStage"]
+__all__ = ["Distillation", "EarlyStopping", "FinetuneStage", "QuantizationInTraining", "TrainStage"]
+
+
+class EarlyStopping(Part):
+    """End a stage when its metric gains no more; see ``dwindle.training.EarlyStop``.
+
+    The metric is the accuracy or, without labels, the agreement with the original; epochs in which masks still grow are
+    not judged.
+
+    Attributes:
+        patience: Evaluations in a row that are no better than the best; null looks only at ``target``.
+        minimum_change: What counts as better.
+        target: End as soon as the metric is as good as this.
+    """
+
+    patience: Count | None = 5
+    minimum_change: float = Field(default=0.0, ge=0.0)
+    target: float | None = None
+
+    @model_validator(mode="after")
+    def _something(self) -> EarlyStopping:
+        if self.patience is None and self.target is None:
+            raise ValueError("patience null needs a target, else nothing would ever stop")
+        return self
 
 
 class TrainStage(Stage):
@@ -31,6 +54,9 @@ class TrainStage(Stage):
         clip_norm: Largest norm of all gradients together.
         batch_size: Samples a batch, where it differs from the data's.
         evaluate_every: Epochs from one evaluation to the next; the last epoch is always evaluated.
+        early_stop: End when nothing more is gained.
+        adapt_normalization: Training batches from which running statistics of batch normalizations are estimated anew
+            after each epoch; 0 leaves them as training has moved them.
     """
 
     kind: ClassVar[str] = "train"
@@ -48,6 +74,8 @@ class TrainStage(Stage):
     clip_norm: float | None = Field(default=None, gt=0.0)
     batch_size: Count | None = None
     evaluate_every: Count = 1
+    early_stop: EarlyStopping | None = None
+    adapt_normalization: int = Field(default=0, ge=0)
 
 
 class Distillation(Part):
@@ -121,6 +149,7 @@ class FinetuneStage(TrainStage):
         compression: Algorithms in their order, in place of the two above; see :mod:`dwindle.recipe.schema.compression`.
             What they make is realized at the end of the stage.
         task_weight: Weight of the labels' loss beside the losses of ``compression``.
+        compressor_rate: Factor for the learning rates of the compressors' own parameters: scales, scores, projections.
     """
 
     kind: ClassVar[str] = "finetune"
@@ -128,6 +157,7 @@ class FinetuneStage(TrainStage):
     quantization: QuantizationInTraining | None = None
     compression: tuple[SerializeAsAny[Algorithm], ...] = ()
     task_weight: float = Field(default=1.0, ge=0.0)
+    compressor_rate: float = Field(default=1.0, gt=0.0)
 
     @model_validator(mode="before")
     @classmethod

@@ -12,7 +12,7 @@ from dwindle.config.errors import ConfigError
 from dwindle.pruning.named_importances import importance_of
 from dwindle.recipe.context import StageContext
 from dwindle.recipe.schema import PruneStage
-from dwindle.training import seed_everything
+from dwindle.training import adapt_normalization, seed_everything
 
 __all__ = ["run_prune"]
 
@@ -30,11 +30,21 @@ def run_prune(context: StageContext) -> dict[str, Any]:
     repaired = {} if result.repair is None else {"repair": _repair_as_json(result.repair)}
     return {
         **repaired,
+        **_adapted(context, stage, result.model),
         **context.keep_model(result.model),
         "cuts": [dict(cut) for cut in result.plan.cuts],
         "rewritten": bool(result.plan.rewritten),
         "proof": as_json(result.verification),
     }
+
+
+def _adapted(context: StageContext, stage: PruneStage, model: nn.Module) -> dict[str, Any]:
+    """Estimate statistics of normalizations anew, where that is wanted; return what it did."""
+    if not stage.adapt_normalization:
+        return {}
+    batches = context.data.calibration_inputs(stage.adapt_normalization)
+    report = adapt_normalization(model, batches, adapt=lambda inputs: inputs)
+    return {"normalization": {"batches": report.batches, "moved": dict(report.moved)}}
 
 
 def _repair_as_json(report: Any) -> dict[str, Any]:

@@ -24,7 +24,7 @@ from dwindle.recipe.reader import Reader
 from dwindle.recipe.schema import Distillation, FinetuneStage, QuantizationInTraining, TrainStage
 from dwindle.recipe.schema.compression import DistillationAlgorithm, Pruning
 from dwindle.recipe.variant import load_variant
-from dwindle.training import EpochRecord, TrainingOptions, fit, seed_everything
+from dwindle.training import EarlyStop, EpochRecord, TrainingOptions, fit, seed_everything
 
 __all__ = ["run_finetune", "run_original", "run_train"]
 
@@ -45,8 +45,8 @@ def run_train(context: StageContext) -> dict[str, Any]:
         model = load_model(context.recipe.model.name, context.recipe.model.arguments)
     else:
         model = context.load_current()
-    curve = _fit(context, stage, model, (), 1.0)
-    return {**context.keep_model(model), "curve": curve}
+    record = _fit(context, stage, model, (), 1.0)
+    return {**context.keep_model(model), **record}
 
 
 def run_finetune(context: StageContext) -> dict[str, Any]:
@@ -67,12 +67,12 @@ def run_finetune(context: StageContext) -> dict[str, Any]:
     if stage.compression:
         task_weight = stage.task_weight
         compressors += algorithms_of(context, stage, model)
-    curve = _fit(context, stage, model, compressors, task_weight)
+    record = _fit(context, stage, model, compressors, task_weight)
     if any(isinstance(own, Pruning) for own in stage.compression):
         args, kwargs = context.data.example(2)
         model = realize(model, args, example_kwargs=kwargs).model
     shutil.rmtree(answers, ignore_errors=True)
-    return {**context.keep_model(finished(model)), "curve": curve}
+    return {**context.keep_model(finished(model)), **record}
 
 
 def _distiller(context: StageContext, model: nn.Module, wanted: Distillation, answers: Path) -> Distiller:
@@ -150,8 +150,8 @@ def _fit(
     model: nn.Module,
     compressors: Sequence[Any],
     task_weight: float,
-) -> list[dict[str, Any]]:
-    """Train ``model`` in place; return its epochs."""
+) -> dict[str, Any]:
+    """Train ``model`` in place; return its epochs, and why it stopped early if it did."""
     loader = context.data.training_batches(context.own_seed, stage.batch_size)
     optimizer = _optimizer(stage, model)
     options = TrainingOptions(
@@ -159,6 +159,8 @@ def _fit(
         channels_last=stage.channels_last,
         clip_norm=stage.clip_norm,
         task_weight=task_weight,
+        compressor_rate=stage.compressor_rate if isinstance(stage, FinetuneStage) else 1.0,
+        adapt_normalization=stage.adapt_normalization,
         seed=context.own_seed,
         progress=False,
     )
@@ -171,12 +173,14 @@ def _fit(
         schedule=_schedule(stage, optimizer, loader),
         compressors=compressors,
         evaluate=_evaluator(context, stage),
+        early_stop=None if stage.early_stop is None else EarlyStop(**stage.early_stop.model_dump()),
         options=options,
         checkpoint=context.directory / "checkpoint.safetensors",
         description=stage.label,
     )
     (context.directory / "checkpoint.safetensors").unlink(missing_ok=True)
-    return [_epoch_json(record) for record in result.history]
+    stopped = {} if result.stopped is None else {"stopped": result.stopped}
+    return {"curve": [_epoch_json(record) for record in result.history], **stopped}
 
 
 def _evaluator(context: StageContext, stage: TrainStage) -> Callable[[nn.Module], float]:
