@@ -7,6 +7,7 @@ the module holds ``DTensor`` shards; whoever computes with them takes the :func:
 
 from __future__ import annotations
 
+import contextlib
 import sys
 from typing import Any
 
@@ -34,14 +35,21 @@ def has_shards(model: nn.Module) -> bool:
     return any(is_shard(parameter) for parameter in model.parameters())
 
 
-def reshard(model: nn.Module) -> None:
-    """Let all modules hold their shards again; an evaluation leaves some of them with whole parameters."""
+def reshard(model: nn.Module, *, after_error: bool = False) -> None:
+    """Let all modules hold their shards again; an evaluation leaves some of them with whole parameters.
+
+    Args:
+        model: The model.
+        after_error: A pass may have ended in the middle: give it up, with the gradients that were on their way.
+    """
     loaded = sys.modules.get("torch.distributed.fsdp")
     kind = getattr(loaded, "FSDPModule", None)
-    if kind is not None:
-        for module in model.modules():
-            if isinstance(module, kind):
-                module.reshard()
+    for module in model.modules() if kind is not None else ():
+        if isinstance(module, kind):
+            if after_error and hasattr(module, "reset_iter_state"):
+                with contextlib.suppress(RuntimeError):  # it is no root, or another process is gone
+                    module.reset_iter_state()
+            module.reshard()
 
 
 def sharded_parameter(module: nn.Module, name: str, parameter: Tensor) -> Tensor:

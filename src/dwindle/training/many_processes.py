@@ -49,6 +49,7 @@ class ManyProcesses:
             ConfigError: The model is cut up and a compressor cannot work so, or the processes hold other weights.
         """
         self._check_shards()
+        self._reshard()
         if not self._known_shards and not alike(self._model.parameters()):
             raise ConfigError(
                 "the processes hold models with different weights, so they would find different masks and scales; "
@@ -67,20 +68,21 @@ class ManyProcesses:
                     f"has cut up: {problem}"
                 )
         self._known_shards = True
-        simulate.reshard(self._model)
+
+    def _reshard(self) -> None:
+        if self._known_shards:
+            simulate.reshard(self._model)
 
     def begin(self, parameters: Iterable[nn.Parameter]) -> None:
         """The compressors are attached, and these are their own parameters."""
         if is_distributed():
             self._ignored, self._hidden = hide_from_data_parallel(self._model), True
-        if self._known_shards:
-            simulate.reshard(
-                self._model
-            )  # calibration left whole parameters, which an optimizer must not get
         self.follow(parameters)
 
     def follow(self, parameters: Iterable[nn.Parameter]) -> None:
-        """These are the compressors' own parameters from now on."""
+        """These are the compressors' own parameters from now on; some compressors may have begun."""
+        # Calibration leaves whole parameters, which no optimizer and no checkpoint must get.
+        self._reshard()
         self._averaging.follow(parameters)
 
     def before_loss(self) -> None:
@@ -90,8 +92,7 @@ class ManyProcesses:
     def before_step(self) -> None:
         """The optimizer has made a step: compressors may look at the parameters, which are between two passes."""
         self._check_shards()
-        if self._known_shards:
-            simulate.reshard(self._model)
+        self._reshard()
 
     def end(self, *, failed: bool) -> None:
         """The compressors are about to be taken off.
@@ -104,6 +105,6 @@ class ManyProcesses:
             show_to_data_parallel(self._model, self._ignored)
             self._hidden = False
         if simulate.has_shards(self._model):
-            simulate.reshard(self._model)
+            simulate.reshard(self._model, after_error=failed)
             if failed:  # to leave masked weights at zero, compressors would gather them
                 simulate.detach(self._model, keep_values=False)

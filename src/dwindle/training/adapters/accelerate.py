@@ -83,7 +83,7 @@ def follow_accelerator(
     run.add_parameters_to(optimizer_of(run, [optimizer]), schedule=schedule)
 
     def save(models: Any, weights: Any, output_dir: str) -> None:
-        if run.active and accelerator.is_main_process:
+        if run.active:
             write_run(run, output_dir)
 
     def load(models: Any, input_dir: str) -> None:

@@ -12,6 +12,7 @@ from torch import nn
 
 from dwindle.config.errors import ConfigError, FileFormatError
 from dwindle.training.checkpoint import load_state, save_state
+from dwindle.training.processes import rank
 from dwindle.training.run import CompressionRun
 
 __all__ = ["STATE_FILE", "check_run", "optimizer_of", "read_run", "write_run"]
@@ -21,8 +22,11 @@ STATE_FILE = "dwindle_run.safetensors"
 
 
 def write_run(run: CompressionRun, folder: str | os.PathLike[str]) -> Path:
-    """Write a run's state into a checkpoint's folder, atomically; return the file."""
-    path = Path(folder) / STATE_FILE
+    """Write a run's state into a checkpoint's folder, atomically; return the file.
+
+    Of several processes each writes its own: what a pruner has seen of its part of the data is no other's.
+    """
+    path = Path(folder) / _own_file()
     path.parent.mkdir(parents=True, exist_ok=True)
     save_state(run.state_dict(), path)
     return path
@@ -39,7 +43,16 @@ def read_run(run: CompressionRun, folder: str | os.PathLike[str]) -> None:
         raise FileFormatError(
             f"the checkpoint {folder} was written without these compressors: it has no {STATE_FILE}"
         )
-    run.load_state_dict(load_state(path))
+    state = load_state(path)
+    own = Path(folder) / _own_file()
+    if own != path and own.is_file():
+        mine = load_state(own)
+        state = mine if mine.get("steps") == state.get("steps") else state  # else it is left from another run
+    run.load_state_dict(state)
+
+
+def _own_file() -> str:
+    return STATE_FILE if rank() == 0 else STATE_FILE.replace(".", f"-{rank()}.", 1)
 
 
 def check_run(run: object, model: nn.Module, what: str) -> CompressionRun:
