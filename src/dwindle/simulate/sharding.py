@@ -16,7 +16,7 @@ from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError
 
-__all__ = ["has_shards", "is_shard", "reshard", "sharded_parameter", "whole", "write_whole"]
+__all__ = ["has_shards", "is_shard", "reshard", "sharded_parameter", "spread_like", "whole", "write_whole"]
 
 
 def is_shard(tensor: object) -> bool:
@@ -82,6 +82,23 @@ def whole(tensor: Tensor) -> Tensor:
     return value.full_tensor() if is_shard(value) else value  # type: ignore[attr-defined, no-any-return]
 
 
+def spread_like(value: Tensor, like: Tensor) -> Tensor:
+    """Return a whole value cut up as another tensor is; each process keeps its part of it, nothing is sent.
+
+    Args:
+        value: The same in all processes.
+        like: A tensor of the same shape that ``fully_shard`` has cut up.
+    """
+    from torch.distributed.tensor import distribute_tensor
+
+    return distribute_tensor(
+        value.detach().to(like.device),
+        like.device_mesh,  # type: ignore[attr-defined]
+        like.placements,  # type: ignore[attr-defined]
+        src_data_rank=None,
+    )
+
+
 @torch.no_grad()
 def write_whole(tensor: Tensor, value: Tensor) -> None:
     """Put a whole value into a tensor in place; where it is cut up, each process keeps its part of it.
@@ -90,13 +107,4 @@ def write_whole(tensor: Tensor, value: Tensor) -> None:
         tensor: Any tensor.
         value: Of the whole tensor's shape, the same in all processes.
     """
-    if is_shard(tensor):
-        from torch.distributed.tensor import distribute_tensor
-
-        value = distribute_tensor(
-            value.to(device=tensor.device, dtype=tensor.dtype),
-            tensor.device_mesh,  # type: ignore[attr-defined]
-            tensor.placements,  # type: ignore[attr-defined]
-            src_data_rank=None,  # everyone has it: nothing is sent
-        )
-    tensor.copy_(value)
+    tensor.copy_(spread_like(value.to(tensor.dtype), tensor) if is_shard(tensor) else value)

@@ -31,6 +31,7 @@ from dwindle.training.schedule import (
     value_at,
 )
 from dwindle.training.staged import Staged
+from dwindle.training.whole_state import load_whole_state, whole_state
 
 __all__ = [
     "AccuracyAware",
@@ -65,10 +66,12 @@ __all__ = [
     "fit",
     "frozen",
     "load_state",
+    "load_whole_state",
     "logits_of",
     "predictions",
     "register_realizer",
     "save_state",
     "seed_everything",
     "value_at",
+    "whole_state",
 ]
