@@ -6,7 +6,6 @@ trial quantizes the model with these bits and scores it.
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -25,6 +24,7 @@ from dwindle.quantization.mixed_precision.policies import Posed, check_policy, p
 from dwindle.quantization.mixed_precision.result import MixedPrecision
 from dwindle.quantization.quantize import quantize
 from dwindle.search.cost import Budget
+from dwindle.search.journal import checksum
 from dwindle.search.storage import TrialStore
 from dwindle.search.trial import Trial, key_of
 from dwindle.training.inputs import forward_inputs, input_batches
@@ -254,12 +254,8 @@ class BitProblem:
 
     def identity(self) -> dict[str, Any]:
         """What must agree for stored trials to be valid for this problem."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes())
         return {
-            "model": digest.hexdigest(),
+            "model": checksum(self.model.state_dict()),
             "bits": {own.name: list(own.choices) for own in self.space.variables},
             "activations": self.posed.policy,
             "config_list": repr(self.config_list),

@@ -5,7 +5,6 @@ The one trial interface of all searches: *counts of axes -> small (or masked) mo
 
 from __future__ import annotations
 
-import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -32,6 +31,7 @@ from dwindle.realize.plan import Plan
 from dwindle.realize.shrink import Keep, ShrinkResult, liven, make_plan, shrink, zero_removed
 from dwindle.realize.surgery import _held, tensor_slots
 from dwindle.search.cost import Budget, Cost, CountedCost, MeasuredLatency, share_of_latency
+from dwindle.search.journal import checksum
 from dwindle.search.latency import LatencyModel
 from dwindle.search.space import Space
 from dwindle.search.storage import TrialStore
@@ -157,15 +157,8 @@ class Problem:
 
     def identity(self) -> dict[str, Any]:
         """What must agree for stored trials to be valid for this problem."""
-        digest = hashlib.sha256()
-        for name, tensor in sorted(self.model.state_dict().items()):
-            if isinstance(tensor, torch.Tensor) and not tensor.is_meta:
-                digest.update(name.encode())
-                digest.update(
-                    tensor.detach().cpu().contiguous().reshape(-1).view(torch.uint8).numpy().tobytes()
-                )
         return {
-            "model": digest.hexdigest(),
+            "model": checksum(self.model.state_dict()),
             "space": {variable.name: variable.size for variable in self.space.variables},
             "importance": self._importance_name,
             "cost": self.budget.cost,

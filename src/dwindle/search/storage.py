@@ -1,24 +1,19 @@
-"""Where trials are kept: a folder with one append-only file of JSON lines, and the models of finished rounds.
-
-Every line is written in one piece and flushed to the disk before the search goes on. A process that is killed in the
-middle of a line leaves a torn end, which is cut off when the file is opened again; everything before it stands.
-"""
+"""Where trials are kept: a folder with one append-only file of JSON lines, and the models of finished rounds."""
 
 from __future__ import annotations
 
-import json
 import os
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 from torch import nn
 
 from dwindle.config import history
-from dwindle.config.errors import ConfigError, FileFormatError
 from dwindle.realize.plan import Plan
 from dwindle.realize.surgery import apply_plan
 from dwindle.realize.verify import Verification
+from dwindle.search.journal import Journal
 from dwindle.search.trial import Trial
 from dwindle.training.checkpoint import load_state, save_state
 
@@ -43,16 +38,9 @@ class TrialStore:
         self.folder = None if folder is None else Path(folder)
         self.trials: dict[str, Trial] = {}
         self.figures: dict[str, float] = {}
-        if self.folder is None:
-            return
-        self.folder.mkdir(parents=True, exist_ok=True)
-        self._file = self.folder / "trials.jsonl"
-        entries = list(_read(self._file))
-        if not entries:
-            self._append({"format": FORMAT, "identity": dict(identity)})
-            return
-        _check_identity(self._file, entries[0], json.loads(json.dumps(dict(identity))))
-        for entry in entries[1:]:
+        path = None if self.folder is None else self.folder / "trials.jsonl"
+        self._journal = Journal(path, FORMAT, identity, "trial")
+        for entry in self._journal.earlier:
             if "trial" in entry:
                 trial = Trial.from_json(entry["trial"])
                 self.trials[trial.key] = trial
@@ -65,23 +53,12 @@ class TrialStore:
     def add(self, trial: Trial) -> None:
         """Keep a finished trial."""
         self.trials[trial.key] = trial
-        self._append({"trial": trial.to_json()})
+        self._journal.append({"trial": trial.to_json()})
 
     def add_figure(self, name: str, value: float) -> None:
         """Keep a measured number (a latency that prices were fitted to)."""
         self.figures[name] = value
-        self._append({"figure": name, "value": value})
-
-    def _append(self, entry: Mapping[str, Any]) -> None:
-        if self.folder is None:
-            return
-        line = json.dumps(entry, allow_nan=False, separators=(",", ":")) + "\n"
-        handle = os.open(self._file, os.O_WRONLY | os.O_APPEND | os.O_CREAT, 0o644)
-        try:
-            os.write(handle, line.encode())
-            os.fsync(handle)
-        finally:
-            os.close(handle)
+        self._journal.append({"figure": name, "value": value})
 
     # models between rounds
 
@@ -116,33 +93,3 @@ class TrialStore:
             history.record(original, {"kind": "shrink", "plan": plan.to_json()})
         original.load_state_dict(state["weights"])
         return plans, [Verification(**proof) for proof in state["proofs"]]
-
-
-def _read(path: Path) -> Iterator[dict[str, Any]]:
-    """Yield the entries of a file, after cutting off a torn last line."""
-    if not path.exists():
-        return
-    data = path.read_bytes()
-    whole = data.rfind(b"\n") + 1
-    if whole < len(data):
-        os.truncate(path, whole)
-    for number, line in enumerate(data[:whole].splitlines(), 1):
-        try:
-            entry = json.loads(line)
-        except ValueError as error:
-            raise FileFormatError(f"{path}, line {number} is damaged: {error}") from error
-        if not isinstance(entry, dict):
-            raise FileFormatError(f"{path}, line {number} is no entry of a trial file")
-        yield entry
-
-
-def _check_identity(path: Path, head: Mapping[str, Any], identity: Mapping[str, Any]) -> None:
-    if head.get("format") != FORMAT:
-        raise FileFormatError(f"{path} is no trial file of dwindle (format {head.get('format')!r})")
-    kept = head["identity"]
-    different = sorted(key for key in {*kept, *identity} if kept.get(key) != identity.get(key))
-    if different:
-        raise ConfigError(
-            f"{path} holds the trials of another search: {', '.join(different)} differ; "
-            "give another folder, or remove this one"
-        )
