@@ -37,7 +37,7 @@ from dwindle.training.inputs import Inputs
 from dwindle.training.model_pass import undisturbed
 from dwindle.training.progress import tracked
 
-__all__ = ["factorize", "replay_factorized"]
+__all__ = ["LayerChain", "factorize", "layer_chain", "layer_problems", "replay_factorized"]
 
 
 def factorize(
@@ -101,7 +101,7 @@ def factorize(
     started = time.perf_counter()
     settings = selected_settings(model, config_list, common)
     result.left = unfit_layers(model, list(settings))
-    problems, moments = _problems(model, settings, inputs, data, result.left)
+    problems, moments = layer_problems(model, settings, inputs, data, result.left)
     args, kwargs = inputs
     result.macs_before = count_macs(model, args, kwargs)
     result.parameters_before = _count(model)
@@ -113,7 +113,7 @@ def factorize(
     result.seconds["choose"] = time.perf_counter() - started
     started = time.perf_counter()
     chains = {
-        name: _chain(model, name, problems[name], ranks[name], moments.get(name))
+        name: layer_chain(model, name, problems[name], ranks[name], moments.get(name))
         for name in tracked(list(ranks), "factorizing")
     }
     _prove(model, chains, problems, result)
@@ -187,7 +187,7 @@ def _count(model: nn.Module) -> int:
     return sum(parameter.numel() for parameter in model.parameters())
 
 
-def _problems(
+def layer_problems(
     model: nn.Module,
     settings: Mapping[str, FactorizationSetting],
     inputs: Inputs,
@@ -241,7 +241,7 @@ def _budget(
 
 
 @dataclass
-class _Chain:
+class LayerChain:
     """A chain that is not in its place yet.
 
     Attributes:
@@ -255,9 +255,9 @@ class _Chain:
     bias: Tensor | None
 
 
-def _chain(
+def layer_chain(
     model: nn.Module, name: str, problem: LayerProblem, ranks: tuple[int, ...], moments: Moments | None
-) -> _Chain:
+) -> LayerChain:
     """Compute one chain."""
     old = model.get_submodule(name)
     weight, bias = layer_weight(old), old._parameters.get("bias")
@@ -285,12 +285,12 @@ def _chain(
         weight_error=error,
         output_error=output_error,
     )
-    return _Chain(layer, report, new_bias)
+    return LayerChain(layer, report, new_bias)
 
 
 def _prove(
     model: nn.Module,
-    chains: Mapping[str, _Chain],
+    chains: Mapping[str, LayerChain],
     problems: Mapping[str, LayerProblem],
     result: FactorizationResult,
 ) -> None:
@@ -310,7 +310,7 @@ def _prove(
 
 def _swap(
     model: nn.Module,
-    chains: dict[str, _Chain],
+    chains: dict[str, LayerChain],
     inputs: Inputs,
     result: FactorizationResult,
     optimizer: torch.optim.Optimizer | None,
@@ -366,7 +366,7 @@ def _carry_hooks(old: nn.Module, fresh: nn.Module) -> None:
         getattr(fresh, kind).update(getattr(old, kind))
 
 
-def _move_bias(chain: _Chain) -> list[Callable[[], None]]:
+def _move_bias(chain: LayerChain) -> list[Callable[[], None]]:
     """Give a chain's bias its new value, in the parameter that it is; return what undoes it."""
     bias = chain.layer.bias
     if chain.bias is None or bias is None:

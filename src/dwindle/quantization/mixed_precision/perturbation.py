@@ -88,7 +88,7 @@ def activation_errors(
         ConfigError: No finite value reached a place.
     """
     observers = [make() for _ in structure.activations]
-    _over_inputs(structure, batches, lambda number, value: observers[number].update(value))
+    over_inputs(structure, batches, lambda number, value: observers[number].update(value))
     forms = [
         {own: with_bits(found.form, own) for own in ([found.form.bits] if found.fixed else bits)}
         for found in structure.activations
@@ -116,14 +116,14 @@ def activation_errors(
             )
             sums[number][own] += float((rounded.double() - value.double()).square().sum())
 
-    _over_inputs(structure, batches, compare)
+    over_inputs(structure, batches, compare)
     return [
         {own: total / max(count, 1) for own, total in sum_.items()}
         for sum_, count in zip(sums, seen, strict=True)
     ]
 
 
-def _over_inputs(structure: Structure, batches: Sequence[Any], visit: Callable[[int, Tensor], None]) -> None:
+def over_inputs(structure: Structure, batches: Sequence[Any], visit: Callable[[int, Tensor], None]) -> None:
     """Call a function with the number of each activation and its value, once for each value."""
     number_of = {key: activation.number for key, (_, activation) in structure.reads().items()}
     for args, kwargs, _ in batches:
@@ -139,4 +139,4 @@ def _over_inputs(structure: Structure, batches: Sequence[Any], visit: Callable[[
         run_with(structure.model, mode, args, kwargs)
 
 
-__all__ = ["activation_errors", "rounding_error", "weight_errors"]
+__all__ = ["activation_errors", "over_inputs", "rounding_error", "weight_errors"]
