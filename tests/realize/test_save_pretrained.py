@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import atexit
+import functools
 import json
 import subprocess
 import sys
@@ -18,21 +20,29 @@ import dwindle as dw
 transformers = pytest.importorskip("transformers")
 T: Any = transformers
 
-#: Loads what was saved and compares the outputs with the saved ones. It knows torch and transformers only.
+#: Loads what was saved and compares the outputs with the saved ones, folder by folder as they are named on its
+#: input. It knows torch and transformers only.
 READER = """
-import json, sys
+import json, sys, traceback
 import torch, transformers
-folder = sys.argv[1]
-case = json.load(open(folder + "/case.json"))
-inputs = torch.load(folder + "/inputs.pt", weights_only=True)
-expected = torch.load(folder + "/outputs.pt", weights_only=True)
-model = getattr(transformers, case["class"]).from_pretrained(folder).eval()
-with torch.no_grad():
-    outputs = [t for t in model(**inputs).values() if isinstance(t, torch.Tensor)]
-gaps = [float((a - b).abs().max()) for a, b in zip(outputs, expected, strict=True)]
-print(json.dumps({
-    "gap": max(gaps), "parameters": sum(p.numel() for p in model.parameters()), "dwindle": "dwindle" in sys.modules,
-}))
+
+def read(folder):
+    case = json.load(open(folder + "/case.json"))
+    inputs = torch.load(folder + "/inputs.pt", weights_only=True)
+    expected = torch.load(folder + "/outputs.pt", weights_only=True)
+    model = getattr(transformers, case["class"]).from_pretrained(folder).eval()
+    with torch.no_grad():
+        outputs = [t for t in model(**inputs).values() if isinstance(t, torch.Tensor)]
+    gaps = [float((a - b).abs().max()) for a, b in zip(outputs, expected, strict=True)]
+    parameters = sum(p.numel() for p in model.parameters())
+    return {"gap": max(gaps), "parameters": parameters, "dwindle": "dwindle" in sys.modules}
+
+for line in sys.stdin:
+    try:
+        seen = read(line.strip())
+    except Exception:
+        seen = {"failed": traceback.format_exc()}
+    print("SEEN", json.dumps(seen), flush=True)
 """
 
 Made = tuple[nn.Module, dict[str, torch.Tensor]]
@@ -159,11 +169,25 @@ def read_elsewhere(made: Made, folder: Path) -> dict[str, Any]:
         torch.save(tensors(model(**inputs)), folder / "outputs.pt")
     torch.save(inputs, folder / "inputs.pt")
     (folder / "case.json").write_text(json.dumps({"class": type(model).__name__}))
-    done = subprocess.run(
-        [sys.executable, "-c", READER, str(folder)], capture_output=True, text=True, check=False, timeout=240
+    reader = reading_process()
+    assert reader.stdin is not None
+    assert reader.stdout is not None
+    reader.stdin.write(f"{folder}\n")
+    reader.stdin.flush()
+    said = next(line for line in reader.stdout if line.startswith("SEEN "))
+    seen: dict[str, Any] = json.loads(said.removeprefix("SEEN "))
+    assert "failed" not in seen, seen["failed"]
+    return seen
+
+
+@functools.cache
+def reading_process() -> subprocess.Popen[str]:
+    """The other process: one for all tests, since it takes seconds to import what it needs."""
+    reader = subprocess.Popen(
+        [sys.executable, "-c", READER], stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True
     )
-    assert done.returncode == 0, done.stderr[-2000:]
-    return json.loads(done.stdout.splitlines()[-1])
+    atexit.register(reader.kill)
+    return reader
 
 
 def assert_round_trip(made: Made, folder: Path) -> None:
