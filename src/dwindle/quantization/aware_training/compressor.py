@@ -113,6 +113,7 @@ class TrainingQuantizer:
             example = forward_inputs(model, example_inputs, lambda batch: batch)
         self.places = find_places(model, example, overrides, self.bits, backend, avoid_saturation)
         self.bank: TrainedQuantizers | None = None
+        self._was_there = False
         self._make()  # what does not fit shows before anything is changed
 
     # The contract of a compressor.
@@ -125,11 +126,13 @@ class TrainingQuantizer:
         """
         if bank_of(self.model) is not None:
             if self.bank is bank_of(self.model):
+                self._was_there = True
                 return
             raise ConfigError("the model is trained with other quantizers already; withdraw those first")
         self.bank = self._make().to(next(self.model.parameters()).device)
         start_all(self.model, self.bank, self._batches, self.observer)
         attach_bank(self.model, self.bank)
+        self._was_there = False
         self._move()
 
     def step(self) -> None:
@@ -186,12 +189,18 @@ class TrainingQuantizer:
         }
 
     def detach(self) -> None:
-        """End the run. The quantizers stay, as they are what was trained; all processes take the first one's ranges."""
-        bank = bank_of(self.model)
-        if bank is not None:
-            bank.watches = False
-            if sys.exc_info()[0] is None:
-                share_state(bank)
+        """End the run. The quantizers stay, as they are what was trained; all processes take the first one's ranges.
+
+        When an exception ends it, quantizers that it put on the model go.
+        """
+        bank, failed = bank_of(self.model), sys.exc_info()[0] is not None
+        if bank is None:
+            return
+        bank.watches = False
+        if not failed:
+            share_state(bank)
+        elif not self._was_there:
+            detach_bank(self.model)
 
     def state_dict(self) -> dict[str, Any]:
         """Return what is needed to go on; the quantizers' own state is in the model's."""
