@@ -206,6 +206,7 @@ def test_low_rank_and_binary_from_words() -> None:
     weight = model[7].weight.detach()
     assert int(torch.linalg.matrix_rank(weight)) == 2
     binary: Any = run.compressors[1]
+    assert binary._optimizer is not None
     assert binary.stages.activations == 1
     assert binary.stages.weights == 2
 
@@ -310,7 +311,8 @@ def test_refusals_of_arguments(tmp_path: Path) -> None:
 def test_the_same_list_serves_a_finetune_stage(tmp_path: Path) -> None:
     from dwindle.recipe import parse_recipe, run_recipe
 
-    listed = [
+    ranks = {"config_list": [{"op_names": ["8"], "rank": 1}], "stop": {"share": 0.9}}
+    listed: list[dict[str, Any]] = [
         {
             "pruning": {
                 "config_list": [{"op_names": ["3"], "sparse_ratio": 0.5}],
@@ -318,8 +320,17 @@ def test_the_same_list_serves_a_finetune_stage(tmp_path: Path) -> None:
                 "stop": {"epoch": 1},
             }
         },
-        {"quantization": {"calibration_batches": 2, "start": {"share": 0.5}}},
+        {
+            "quantization": {
+                "calibration_batches": 2,
+                "start": {"share": 0.5},
+                "config_list": [
+                    {"op_names": ["8"], "target_names": ["weight", "_input_0"], "quant_dtype": None}
+                ],
+            }
+        },
         {"distillation": {"weight": 0.5}},
+        {"factorization": ranks},
     ]
     content = {
         "name": "listed",
@@ -340,6 +351,7 @@ def test_the_same_list_serves_a_finetune_stage(tmp_path: Path) -> None:
     model: Any = dw.load(directory)
     shapes = [tuple(own.shape) for own in model.state_dict().values() if own.dim() == 4]
     assert (8, 8, 3, 3) in shapes
+    assert sorted(tuple(own.shape) for own in model[8].parameters() if own.dim() == 2) == [(1, 8), (4, 1)]
     assert result.summary.rows[-1].accuracy.mean > 0.3  # type: ignore[union-attr]
 
     content["stages"][1]["finetune"]["distillation"] = {"weight": 0.5}  # type: ignore[index]

@@ -6,10 +6,12 @@ import os
 from collections.abc import Mapping, Sequence
 from typing import Any
 
+import torch
 from torch import nn
 
 import dwindle.realize  # noqa: F401  (registers what a run's realize() calls)
 from dwindle.config.errors import ConfigError
+from dwindle.quantization import BinaryQuantizer
 from dwindle.recipe.compression.making import make_compressors
 from dwindle.recipe.compression.materials import Materials, Place
 from dwindle.recipe.compression.reading import read_compression
@@ -39,6 +41,15 @@ class RecipeRun(CompressionRun):
         super().__init__(model, compressors, restore_on_error=restore_on_error)
         self.recipe = recipe
         self._task_weight = task_weight
+
+    def add_parameters_to(
+        self, optimizer: torch.optim.Optimizer, *, schedule: Any | None = None, **group_options: Any
+    ) -> int:
+        """As :meth:`CompressionRun.add_parameters_to`; the stages of a binarization act on the optimizer, too."""
+        for compressor in self.compressors:
+            if isinstance(compressor, BinaryQuantizer):
+                compressor.follow(optimizer)
+        return super().add_parameters_to(optimizer, schedule=schedule, **group_options)
 
     @property
     def task_weight(self) -> float:

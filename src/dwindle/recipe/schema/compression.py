@@ -171,8 +171,8 @@ class Binarization(Algorithm):
         weights: ``bnn``, ``xnor``, ``xnor_paper``, ``dorefa`` or ``bireal``.
         activations: ``bnn``, ``bireal``, ``scale_threshold`` or ``dorefa``.
         start_weights: When weights become binary too; not before ``start``, when activations do.
-        decay: When the learning rate falls and weight decay ends (``run.compressors`` hold the quantizer, whose
-            ``follow(optimizer)`` does it).
+        decay: When the learning rate of the optimizer given to ``run.add_parameters_to`` falls, and its weight decay
+            ends.
         end: When the learning rate has fallen to nothing.
         power: Of that fall.
     """

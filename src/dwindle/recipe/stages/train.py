@@ -15,14 +15,14 @@ from dwindle.config.errors import ConfigError
 from dwindle.distillation import Distiller
 from dwindle.quantization import Bits, QuantizationStages, TrainingQuantizer
 from dwindle.quantization.aware_training import finished
-from dwindle.realize import realize
+from dwindle.realize.from_run import realize_run
 from dwindle.recipe.compression import Materials, make_compressors
 from dwindle.recipe.context import StageContext
 from dwindle.recipe.evaluation import evaluate
 from dwindle.recipe.model_source import load_model
 from dwindle.recipe.reader import Reader
 from dwindle.recipe.schema import Distillation, FinetuneStage, QuantizationInTraining, TrainStage
-from dwindle.recipe.schema.compression import DistillationAlgorithm, Pruning
+from dwindle.recipe.schema.compression import DistillationAlgorithm, Factorization, Pruning
 from dwindle.recipe.variant import load_variant
 from dwindle.training import EarlyStop, EpochRecord, TrainingOptions, fit, seed_everything
 
@@ -68,11 +68,21 @@ def run_finetune(context: StageContext) -> dict[str, Any]:
         task_weight = stage.task_weight
         compressors += algorithms_of(context, stage, model)
     record = _fit(context, stage, model, compressors, task_weight)
-    if any(isinstance(own, Pruning) for own in stage.compression):
-        args, kwargs = context.data.example(2)
-        model = realize(model, args, example_kwargs=kwargs).model
+    if any(isinstance(own, Pruning | Factorization) for own in stage.compression):
+        model = _realized(context, model, compressors)
     shutil.rmtree(answers, ignore_errors=True)
     return {**context.keep_model(finished(model)), **record}
+
+
+def _realized(context: StageContext, model: nn.Module, compressors: Sequence[Any]) -> nn.Module:
+    """Return the model without what was masked, and with chains of smaller layers where ranks were learned."""
+    args, kwargs = context.data.example(2)
+    options: dict[str, Any] = {}
+    for compressor in compressors:
+        for key, own in getattr(compressor, "realize_options", dict)().items():
+            options[key] = [*options.get(key, []), *own]
+    small: nn.Module = realize_run(model, args, example_kwargs=kwargs, **options).model
+    return small
 
 
 def _distiller(context: StageContext, model: nn.Module, wanted: Distillation, answers: Path) -> Distiller:
