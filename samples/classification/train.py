@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     seconds = time.process_time() - begin
     text = (
         f"{name}, {len(data.train_images):,} training and {len(data.test_images):,} test images, {epochs} epochs "
-        f"in float and {(epochs + 1) // 2} under each recipe; batch 1, one thread, median times. Written by the run, "
+        f"in float and {(epochs + 1) // 2} under each recipe; batch 1, one thread. Written by the run, "
         f"which took {seconds:.0f} s of processor time.\n\n{table}"
     )
     if said.readme:

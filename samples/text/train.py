@@ -172,7 +172,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     )
     text = (
         f"{len(loader.labels):,} training and {len(test.labels):,} test sentences, {said.epochs} epochs in float and "
-        f"{(said.epochs + 1) // 2} under each recipe; batch 1, one thread, median times. Written by the run, which "
+        f"{(said.epochs + 1) // 2} under each recipe; batch 1, one thread. Written by the run, which "
         f"took {time.process_time() - begin:.0f} s of processor time.\n\n{table}"
     )
     if said.readme:
