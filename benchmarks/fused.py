@@ -47,6 +47,14 @@ WAYS = ("fused", "in turn", "in turn, teacher throughout")
 METHODS = ("channels + int8", "low rank + int8", "low rank + channels + int8")
 
 
+_VERDICT = """\
+One run is at or above one after the other in every pair of rows, and needs no code between the methods. Where every
+stage has the teacher, one after the other comes near, and with low rank alone it is ahead: what helps there is the
+teacher in all of the steps, and a learning rate that rises three times. The digits have 450 test pictures, of which one
+is .22 %. Of low rank, ranks are chosen before the training in every way.
+"""
+
+
 class Job:
     """One way through for one task and seed."""
 
@@ -201,7 +209,7 @@ def page(rows: list[dict[str, Any]]) -> str:
             f"| {100 * whole:.2f} % | {macs:.1%} | {bits:.2%} "
             f"| {min(row['parity_db'] for row in own):.0f} dB | {min(row['equal'] for row in own):.1%} | {len(own)} |"
         )
-    return "\n".join([*lines, ""])
+    return "\n".join([*lines, "", _VERDICT])
 
 
 def main() -> None:
