@@ -71,8 +71,8 @@ def verdict(rows: list[dict[str, Any]]) -> str:
         if gains:
             above = sum(gain >= 0 for gain in gains)
             said.append(
-                f"against *{way}* in {above} of {len(gains)} pairs of rows ({statistics.mean(gains):+.2f} points on the "
-                f"mean, {min(gains):+.2f} at worst)"
+                f"against *{way}* in {above} of {len(gains)} pairs of rows ({statistics.mean(gains):+.2f} points on "
+                f"the mean, {min(gains):+.2f} at worst)"
             )
     return f"One run is at or above: {'; '.join(said)}.\n\n{_REMARK}"
 
