@@ -112,4 +112,7 @@ def from_recipe(
     )
     compressors = make_compressors(said.compression, model, materials, reader)
     weight = Window(materials, Place(reader, ()), 0, None).moving("task_weight", said.task_weight)
-    return RecipeRun(model, compressors, said, weight, restore_on_error=restore_on_error)
+    try:
+        return RecipeRun(model, compressors, said, weight, restore_on_error=restore_on_error)
+    except ConfigError as error:  # two that cannot go together; the run counts compressors as the list counts them
+        reader.fail(("compression",), str(error))
