@@ -2,13 +2,17 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from pathlib import Path
 from typing import Any
 
 import pytest
+import torch
 import yaml
+from tiny_task import labelled, model
 
+import dwindle as dw
 from dwindle.config.errors import ConfigError
 from dwindle.recipe import parse_recipe, run_recipe
 
@@ -61,6 +65,26 @@ def test_a_stage_ends_at_its_target_and_statistics_are_those_of_the_data(tmp_pat
     assert set(prune["normalization"]["moved"]) == {"1"}
     assert finetune["stopped"] == "patience"
     assert len(finetune["curve"]) == 2  # nothing is better by 1.0
+
+
+def test_modules_stand_still_for_a_time() -> None:
+    torch.manual_seed(0)
+    network = model(4)
+    said = {"compression": [{"freezing": {"config_list": [{"op_names": ["0"]}], "start": 1, "stop": 3}}]}
+    optimizer = torch.optim.SGD(network.parameters(), lr=0.1)
+    x, y = labelled()["train"]
+    weights = [network[0].weight.detach().clone()]
+    with dw.from_recipe(network, said, training_steps=4) as run:
+        for _ in range(4):
+            torch.nn.functional.cross_entropy(network(x[:16]), y[:16]).backward()
+            optimizer.step()
+            optimizer.zero_grad()
+            run.step()
+            weights.append(network[0].weight.detach().clone())
+    moved = [not torch.equal(one, other) for one, other in itertools.pairwise(weights)]
+    assert moved == [True, False, False, True]
+    with pytest.raises(ConfigError, match=r"freezing.*'op_name'.*did you mean 'op_names'"):
+        dw.from_recipe(network, {"compression": [{"freezing": {"config_list": [{"op_name": ["0"]}]}}]})
 
 
 def test_keys_are_checked() -> None:

@@ -21,10 +21,11 @@ from dwindle.recipe.schema.compression import (
     Binarization,
     DistillationAlgorithm,
     Factorization,
+    FreezingAlgorithm,
     Pruning,
     Quantization,
 )
-from dwindle.training import Compressor, Staged
+from dwindle.training import Compressor, Freezing, Staged
 
 __all__ = ["make_compressors"]
 
@@ -189,10 +190,15 @@ def _factorization(said: Factorization, model: nn.Module, window: Window) -> Mad
     return compressor, "start"
 
 
+def _freezing(said: FreezingAlgorithm, model: nn.Module, window: Window) -> Made:
+    return Freezing(model, said.config_list, statistics=said.statistics), "both"
+
+
 _MAKERS: dict[type[Algorithm], Callable[[Any, nn.Module, Window], Made]] = {
     Pruning: make_pruning,
     Quantization: _quantization,
     Binarization: _binarization,
     DistillationAlgorithm: _distillation,
     Factorization: _factorization,
+    FreezingAlgorithm: _freezing,
 }

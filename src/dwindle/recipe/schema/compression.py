@@ -22,6 +22,7 @@ __all__ = [
     "CompressionRecipe",
     "DistillationAlgorithm",
     "Factorization",
+    "FreezingAlgorithm",
     "Pruning",
     "Quantization",
     "SparsityTraining",
@@ -266,6 +267,19 @@ class Factorization(Algorithm):
         return self
 
 
+class FreezingAlgorithm(Algorithm):
+    """Let modules stand still from ``start`` to ``stop``; see ``dwindle.training.Freezing``.
+
+    Attributes:
+        config_list: Which modules: ``op_names``, ``op_types``, ``op_names_re`` and ``exclude_...``.
+        statistics: Whether running statistics of their normalizations stand still too.
+    """
+
+    kind: ClassVar[str] = "freezing"
+    config_list: list[dict[str, Any]]
+    statistics: bool = True
+
+
 class Weighted(Part):
     """Checks one schedule in words."""
 
@@ -274,7 +288,15 @@ class Weighted(Part):
 
 ALGORITHMS: dict[str, type[Algorithm]] = {
     own.kind: own
-    for own in (Pruning, SparsityTraining, Quantization, Binarization, DistillationAlgorithm, Factorization)
+    for own in (
+        Pruning,
+        SparsityTraining,
+        Quantization,
+        Binarization,
+        DistillationAlgorithm,
+        Factorization,
+        FreezingAlgorithm,
+    )
 }
 """Every kind of algorithm by its key in a compression list."""
 
