@@ -13,6 +13,7 @@ from dwindle.config.errors import did_you_mean
 from dwindle.pruning.named_pruners import PRUNERS, TRAINING_METHODS
 from dwindle.quantization.quantizers import METHODS
 from dwindle.recipe.schema.part import Count, Fraction, Moment, NumberOrSchedule, Part
+from dwindle.recipe.schema.shrinking import FactorizeTarget
 
 __all__ = [
     "ALGORITHMS",
@@ -120,8 +121,8 @@ class SparsityTraining(Pruning):
         return _known("method", value, TRAINING_METHODS)
 
 
-class Quantization(Algorithm):
-    """Train with the rounding of the integer model; see ``dwindle.quantization.TrainingQuantizer``.
+class Rounding(Part):
+    """Which numbers a model is trained with, wherever a recipe says so.
 
     Attributes:
         method: A name in ``dwindle.quantization.quantizers.METHODS``: ``qat``, ``lsq``, ...
@@ -131,17 +132,9 @@ class Quantization(Algorithm):
         backend: Where the model is to run: decides what is quantized and how it is grouped.
         config_list: Quantization settings with NNI's keys.
         calibration_batches: Batches of calibration data that the first ranges are taken from.
-        observer: How first ranges of activations are found.
-        start_activations: When activations are rounded too; not before ``start``.
-        freeze_ranges: When moving ranges stand still.
-        freeze_normalization: When normalizations take their running statistics.
         avoid_saturation: Compute the same on processors without VNNI.
-        gradient_bits: Round gradients too (DoReFa).
-        penalty: Factor of PACT's penalty on its clips.
-        options: More arguments of the method.
     """
 
-    kind: ClassVar[str] = "quantization"
     method: str = "qat"
     weight_bits: int = Field(default=8, ge=2, le=8)
     activation_bits: int = Field(default=8, ge=2, le=8)
@@ -149,19 +142,35 @@ class Quantization(Algorithm):
     backend: str | None = None
     config_list: list[dict[str, Any]] | None = None
     calibration_batches: Count = 8
-    observer: str = "histogram"
-    start_activations: Moment | None = None
-    freeze_ranges: Moment | None = None
-    freeze_normalization: Moment | None = None
     avoid_saturation: bool = True
-    gradient_bits: int | None = Field(default=None, ge=1, le=8)
-    penalty: float = Field(default=2e-4, ge=0.0)
-    options: dict[str, Any] = Field(default_factory=dict)
 
     @field_validator("method")
     @classmethod
     def _method(cls, value: str) -> str:
         return _known("method", value, tuple(METHODS))
+
+
+class Quantization(Algorithm, Rounding):
+    """Train with the rounding of the integer model; see ``dwindle.quantization.TrainingQuantizer``.
+
+    Attributes:
+        observer: How first ranges of activations are found.
+        start_activations: When activations are rounded too; not before ``start``.
+        freeze_ranges: When moving ranges stand still.
+        freeze_normalization: When normalizations take their running statistics.
+        gradient_bits: Round gradients too (DoReFa).
+        penalty: Factor of PACT's penalty on its clips.
+        options: More arguments of the method.
+    """
+
+    kind: ClassVar[str] = "quantization"
+    observer: str = "histogram"
+    start_activations: Moment | None = None
+    freeze_ranges: Moment | None = None
+    freeze_normalization: Moment | None = None
+    gradient_bits: int | None = Field(default=None, ge=1, le=8)
+    penalty: float = Field(default=2e-4, ge=0.0)
+    options: dict[str, Any] = Field(default_factory=dict)
 
 
 class Binarization(Algorithm):
@@ -225,19 +234,6 @@ class DistillationAlgorithm(Algorithm):
     seed: int = 0
 
 
-class FactorizationGoal(Part):
-    """What should be left, as a share (0 to 1) of the whole model."""
-
-    macs: Fraction | None = None
-    params: Fraction | None = None
-
-    @model_validator(mode="after")
-    def _one(self) -> FactorizationGoal:
-        if (self.macs is None) == (self.params is None):
-            raise ValueError("give one of macs and params")
-        return self
-
-
 class Factorization(Algorithm):
     """Learn the rank of each layer; see ``dwindle.factorization.LowRankTraining``.
 
@@ -251,7 +247,7 @@ class Factorization(Algorithm):
     """
 
     kind: ClassVar[str] = "factorization"
-    target: FactorizationGoal | None = None
+    target: FactorizeTarget | None = None
     config_list: list[dict[str, Any]] | None = None
     width: float = Field(default=0.05, gt=0.0)
     first_closed: float = Field(default=0.02, gt=0.0, lt=1.0)

@@ -6,7 +6,7 @@ from typing import Any, ClassVar, Literal
 
 from pydantic import Field, SerializeAsAny, model_validator
 
-from dwindle.recipe.schema.compression import Algorithm
+from dwindle.recipe.schema.compression import Algorithm, Rounding
 from dwindle.recipe.schema.part import Count, Fraction, Part
 from dwindle.recipe.schema.stage import Stage
 
@@ -108,36 +108,20 @@ class Distillation(Part):
         return self
 
 
-class QuantizationInTraining(Part):
+class QuantizationInTraining(Rounding):
     """Train with the rounding of the integer model; see ``dwindle.quantization.TrainingQuantizer``.
 
     Attributes:
-        method: A name in ``dwindle.quantization.quantizers.METHODS``: ``qat``, ``lsq``, ...
-        weight_bits: Bits of weights, 2 to 8.
-        activation_bits: Bits of activations, 2 to 8.
-        end_bits: Bits of the first and the last layer.
-        backend: Where the model is to run: decides what is quantized and how it is grouped.
-        config_list: Quantization settings with NNI's keys.
-        calibration_batches: Batches of training data that the first ranges are taken from.
         start_weights: Optimizer step from which weights are rounded.
         start_activations: Optimizer step from which activations are rounded.
         freeze_ranges: Optimizer step from which moving ranges stand still.
         freeze_normalization: Optimizer step from which normalizations take their running statistics.
-        avoid_saturation: Compute the same on processors without VNNI.
     """
 
-    method: str = "qat"
-    weight_bits: int = Field(default=8, ge=2, le=8)
-    activation_bits: int = Field(default=8, ge=2, le=8)
-    end_bits: int = Field(default=8, ge=2, le=8)
-    backend: str | None = None
-    config_list: list[dict[str, Any]] | None = None
-    calibration_batches: Count = 8
     start_weights: int = Field(default=0, ge=0)
     start_activations: int = Field(default=0, ge=0)
     freeze_ranges: int | None = Field(default=None, ge=0)
     freeze_normalization: int | None = Field(default=None, ge=0)
-    avoid_saturation: bool = True
 
 
 class FinetuneStage(TrainStage):
