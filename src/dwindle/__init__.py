@@ -1,8 +1,8 @@
 """dwindle makes trained PyTorch models smaller and faster for real, and proves that it did.
 
 The public face: ``dw.prune``, ``dw.realize``, ``dw.quantize``, ``dw.compress``, ``dw.from_recipe``, ``dw.export``,
-``dw.measure``, ``dw.save``, ``dw.load``, and the rooms behind them (``dw.pruning``, ``dw.quantization``, ...).
-Names are imported when they are first used.
+``dw.measure``, ``dw.sensitivity``, ``dw.save``, ``dw.load``, and the rooms behind them (``dw.pruning``,
+``dw.quantization``, ...). Names are imported when they are first used.
 """
 
 from __future__ import annotations
@@ -22,6 +22,7 @@ _NAMES = {
     "prune": "dwindle.realize",
     "repair": "dwindle.realize",
     "prune_in_rounds": "dwindle.realize",
+    "sensitivity": "dwindle.search.sensitivities",
     "quantize": "dwindle.quantization",
     "quantize_weights": "dwindle.quantization",
     "pack_weights": "dwindle.realize",

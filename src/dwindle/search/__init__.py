@@ -15,6 +15,7 @@ from dwindle.search.netadapt import NetAdapt
 from dwindle.search.problem import Problem
 from dwindle.search.result import SearchResult
 from dwindle.search.running import Algorithm, Outcome, Proposal, Search, run_search
+from dwindle.search.sensitivities import SensitivityPoint, SensitivityResult, SensitivityTarget
 from dwindle.search.sensitivity import Sensitivity
 from dwindle.search.space import Space, Variable
 from dwindle.search.storage import TrialStore
@@ -35,6 +36,9 @@ __all__ = [
     "Search",
     "SearchResult",
     "Sensitivity",
+    "SensitivityPoint",
+    "SensitivityResult",
+    "SensitivityTarget",
     "SimulatedAnnealing",
     "Space",
     "Trial",

@@ -114,7 +114,7 @@ def choose_bits(
     if activations == "sensitive":
         read_harms = _harms(found.activations.tolist(), activation_errors(structure, batches, numbers, make))
     posed = pose(structure, numbers, activations, cost, harms, read_harms)
-    assignment = _solve(posed, posed.problem.limit(ratio), solver)
+    assignment = best_assignment(posed, posed.problem.limit(ratio), solver)
     return result_of(posed, assignment, config_list, found, rounding)
 
 
@@ -184,7 +184,14 @@ def _harms(curvature: list[float], errors: Errors) -> Errors:
     ]
 
 
-def _solve(posed: Posed, limit: int, solver: str) -> Assignment:
+def best_assignment(posed: Posed, limit: int, solver: str = "pareto") -> Assignment:
+    """Return the bits of least harm that cost at most ``limit``, exactly.
+
+    Args:
+        posed: The problem of a model.
+        limit: A cost that can be reached.
+        solver: ``"pareto"`` or ``"integer"``.
+    """
     if solver == "integer":
         return integer_program.solve(posed.problem, limit)
     best = Frontier(groups_of(posed.problem), limit)
@@ -313,4 +320,4 @@ def _fits(layer: Layer, pattern: str) -> bool:
     return any(fnmatch.fnmatchcase(name, pattern) for name in names)
 
 
-__all__ = ["checked_bits", "choose_bits", "default_levels", "manual_bits", "result_of"]
+__all__ = ["best_assignment", "checked_bits", "choose_bits", "default_levels", "manual_bits", "result_of"]
