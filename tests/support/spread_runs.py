@@ -79,6 +79,7 @@ def batches() -> list[tuple[Tensor, Tensor]]:
 NAMES = ["stem", "block.0", "block.2"]
 WEIGHTS = [{"op_names": NAMES, "sparse_ratio": 0.5}]
 CHANNELS = [{"op_names": NAMES, "sparse_ratio": 0.5, "granularity": "out_channel"}]
+ELEMENTS = [{**WEIGHTS[0], "granularity": "element"}]
 EXAMPLE = batches()[0][0]
 HINT = [{"op_names": ["block.0"], "apply_method": "hint", "lambda": 0.5}]
 
@@ -102,7 +103,7 @@ METHODS: dict[str, Make] = {
     "magnitude": lambda model: [AGPPruner(MagnitudePruner(model, WEIGHTS), 2, 3)],
     "channels": lambda model: [AGPPruner(L1NormPruner(model, CHANNELS, EXAMPLE), 2, 3)],
     "geometric median": lambda model: [AGPPruner(FPGMPruner(model, CHANNELS), 2, 3)],
-    "random": lambda model: [AGPPruner(RandomPruner(model, WEIGHTS, seed=4), 2, 3)],
+    "random": lambda model: [AGPPruner(RandomPruner(model, ELEMENTS, seed=4), 2, 3)],
     "taylor": lambda model: [TaylorPruner(model, WEIGHTS, training_steps=4)],
     "taylor gates": lambda model: [TaylorPruner(model, CHANNELS, EXAMPLE, training_steps=4, on="gates")],
     "taylor outputs": lambda model: [TaylorPruner(model, CHANNELS, training_steps=4, on="outputs")],
@@ -135,8 +136,9 @@ WRAPPINGS = ("ddp before", "ddp after", "shards before", "shards after")
 
 def cut_up(model: nn.Module) -> nn.Module:
     """Apply ``fully_shard`` to the block and the rest."""
-    fully_shard(model.block)  # type: ignore[arg-type]
-    fully_shard(model)
+    mesh = torch.distributed.init_device_mesh("cpu", (torch.distributed.get_world_size(),))
+    fully_shard(model.block, mesh=mesh)  # type: ignore[arg-type]
+    fully_shard(model, mesh=mesh)
     return model
 
 

@@ -257,12 +257,15 @@ class Pruner:
         return simulate.masks_as_nested(self.model)
 
     def sharding_problem(self) -> str | None:
-        """Return why it cannot work on a model that ``fully_shard`` has cut up; None where it can."""
-        return (
-            None
-            if self.works_sharded
-            else "it computes with the weights themselves; prune before fully_shard"
-        )
+        """Return why it cannot work on a model that ``fully_shard`` has cut up; None where it can, or is done."""
+        if self.works_sharded or self._stands:
+            return None
+        return "it computes with the weights themselves; prune before fully_shard"
+
+    @property
+    def _stands(self) -> bool:
+        """Whether the masks are made and will not change."""
+        return self._compressed and self._progress == 1
 
     def step(self) -> None:
         """The optimizer has made one step; masks that do not change need nothing."""

@@ -94,7 +94,7 @@ class ObservingPruner(Pruner):
 
     def sharding_problem(self) -> str | None:
         """Return why it cannot work on a model that ``fully_shard`` has cut up; None where it can."""
-        if self.data is not None:
+        if self.data is not None and not self._stands:
             return "with data= it runs the model by itself; compress() before fully_shard, or watch training_steps="
         return super().sharding_problem()
 

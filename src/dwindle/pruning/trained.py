@@ -74,6 +74,10 @@ class TrainingPruner(Pruner):
 
     works_sharded = False
 
+    @property
+    def _stands(self) -> bool:
+        return self.finished
+
     # What a subclass writes.
 
     def make_simulator(self, planned: PlannedTarget, weight: Tensor) -> nn.Module | None:

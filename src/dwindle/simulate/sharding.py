@@ -28,6 +28,8 @@ def is_shard(tensor: object) -> bool:
 
 def has_shards(model: nn.Module) -> bool:
     """Whether ``fully_shard`` was applied to a model or a part of it, whatever state its parameters are in."""
+    if not (torch.distributed.is_available() and torch.distributed.is_initialized()):
+        return False
     loaded = sys.modules.get("torch.distributed.fsdp")
     kind = getattr(loaded, "FSDPModule", None)
     if kind is not None and any(isinstance(module, kind) for module in model.modules()):

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
@@ -10,6 +10,7 @@ from torch import Tensor
 
 from dwindle import simulate
 from dwindle.config.errors import ConfigError, FileFormatError
+from dwindle.training.processes import alike, rank
 from dwindle.training.run import CompressionRun
 
 __all__ = ["load_whole_state", "whole_state"]
@@ -18,8 +19,9 @@ __all__ = ["load_whole_state", "whole_state"]
 def whole_state(run: CompressionRun, optimizers: Sequence[torch.optim.Optimizer] = ()) -> dict[str, Any]:
     """Return the state of a run's model, its optimizers and its compressors, for :func:`dwindle.training.save_state`.
 
-    Of a model that ``fully_shard`` has cut up the tensors are gathered: all processes call this together, and each
-    gets the same. One of them may write it; it can be read by any number of processes, cut up or not.
+    All processes call this together, and each gets the same; one of them writes it. What ``fully_shard`` has cut up is
+    gathered. It can be read by any number of processes, cut up or not; what a pruner has seen of each process's part of
+    the data goes to as many.
 
     Args:
         run: Entered.
@@ -29,7 +31,7 @@ def whole_state(run: CompressionRun, optimizers: Sequence[torch.optim.Optimizer]
     return {
         "model": {name: simulate.whole(own) for name, own in run.model.state_dict().items()},
         "optimizers": [_whole(optimizer.state_dict()) for optimizer in optimizers],
-        "run": run.state_dict(),
+        "runs": _of_all(run.state_dict()),
     }
 
 
@@ -47,7 +49,7 @@ def load_whole_state(
         ConfigError: The compressors are others.
         FileFormatError: Something is missing in the state, or does not fit.
     """
-    missing = {"model", "optimizers", "run"} - set(state)
+    missing = {"model", "optimizers", "runs"} - set(state)
     if missing or len(state["optimizers"]) != len(optimizers):
         said = (
             f"it lacks {', '.join(sorted(missing))}"
@@ -55,7 +57,8 @@ def load_whole_state(
             else f"it has {len(state['optimizers'])} optimizers"
         )
         raise FileFormatError(f"this is no state of such a run: {said}")
-    run.load_state_dict(state["run"])
+    runs = state["runs"]
+    run.load_state_dict(runs[rank() if len(runs) > rank() else 0])
     simulate.reshard(run.model)
     now = run.model.state_dict()
     try:
@@ -68,6 +71,23 @@ def load_whole_state(
         if isinstance(error, ConfigError):
             raise
         raise FileFormatError(f"this is the state of another run: {error}") from error
+
+
+def _of_all(own: dict[str, Any]) -> list[dict[str, Any]]:
+    """Return the states of all processes, or one if they are the same."""
+    if alike(_tensors(own)):
+        return [own]
+    everyone: list[Any] = [None] * torch.distributed.get_world_size()
+    torch.distributed.all_gather_object(everyone, own)
+    return everyone
+
+
+def _tensors(value: Any) -> Iterator[Tensor]:
+    if isinstance(value, Tensor):
+        yield value
+    elif isinstance(value, dict | list | tuple):
+        for own in value.values() if isinstance(value, dict) else value:
+            yield from _tensors(own)
 
 
 def _whole(value: Any) -> Any:
