@@ -104,7 +104,7 @@ METHODS: dict[str, Make] = {
     "channels": lambda model: [AGPPruner(L1NormPruner(model, CHANNELS, EXAMPLE), 2, 3)],
     "geometric median": lambda model: [AGPPruner(FPGMPruner(model, CHANNELS), 2, 3)],
     "random": lambda model: [AGPPruner(RandomPruner(model, ELEMENTS, seed=4), 2, 3)],
-    "taylor": lambda model: [TaylorPruner(model, WEIGHTS, training_steps=4)],
+    "taylor": lambda model: [TaylorPruner(model, ELEMENTS, training_steps=4)],
     "taylor gates": lambda model: [TaylorPruner(model, CHANNELS, EXAMPLE, training_steps=4, on="gates")],
     "taylor outputs": lambda model: [TaylorPruner(model, CHANNELS, training_steps=4, on="outputs")],
     "movement": lambda model: [

@@ -44,7 +44,9 @@ def refresh(module: nn.Module) -> None:
     if table is not None:
         names = tuple(name for name, _ in table.stacks() if name in module._parameters)
         wanted = _simulated_class(base, names)  # type: ignore[arg-type]
-    module.__class__ = wanted if made is None else _upon(current, made, wanted)  # type: ignore[arg-type]
+    if made is not None:
+        wanted = _upon(current, made, wanted)  # type: ignore[arg-type]
+    module.__class__ = wanted
 
 
 @functools.cache
@@ -52,9 +54,9 @@ def _upon(wrapper: type[nn.Module], old: type[nn.Module], new: type[nn.Module]) 
     """Return a class like ``wrapper``, which stands upon ``old``, but upon ``new``."""
     if wrapper is old:
         return new
-    bases = tuple(_upon(own, old, new) if issubclass(own, old) else own for own in wrapper.__bases__)
+    bases = [_upon(own, old, new) if issubclass(own, old) else own for own in wrapper.__bases__]  # type: ignore[arg-type]
     members = {name: own for name, own in vars(wrapper).items() if name not in ("__dict__", "__weakref__")}
-    return type(wrapper.__name__, bases, members)
+    return type(wrapper.__name__, tuple(bases), members)
 
 
 def without_wrapper(current: type[nn.Module], wrapper: type) -> type[nn.Module]:

@@ -46,7 +46,9 @@ def reshard(model: nn.Module, *, after_error: bool = False) -> None:
     """
     loaded = sys.modules.get("torch.distributed.fsdp")
     kind = getattr(loaded, "FSDPModule", None)
-    for module in model.modules() if kind is not None else ():
+    if kind is None:
+        return
+    for module in model.modules():
         if isinstance(module, kind):
             if after_error and hasattr(module, "reset_iter_state"):
                 with contextlib.suppress(RuntimeError):  # it is no root, or another process is gone

@@ -59,14 +59,17 @@ def mean_over_processes(tensors: Sequence[Tensor | None], like: Sequence[Tensor]
     for number, own in enumerate(like):
         groups.setdefault((own.device, own.dtype), []).append(number)
     for (device, dtype), group in groups.items():
-        there = torch.tensor([float(tensors[own] is not None) for own in group], dtype=dtype, device=device)
-        parts = [torch.zeros_like(like[own]) if tensors[own] is None else tensors[own] for own in group]
-        flat = torch.cat([there, *(part.detach().reshape(-1) for part in parts if part is not None)])
+        given = [tensors[position] for position in group]
+        there = torch.tensor([float(own is not None) for own in given], dtype=dtype, device=device)
+        parts = [
+            torch.zeros_like(like[at]) if own is None else own for at, own in zip(group, given, strict=True)
+        ]
+        flat = torch.cat([there, *(part.detach().reshape(-1) for part in parts)])
         torch.distributed.all_reduce(flat)
-        seen, *sums = flat.split([len(group), *(like[own].numel() for own in group)])
-        for own, total, processes in zip(group, sums, seen.tolist(), strict=True):
+        seen, *sums = flat.split([len(group), *(like[position].numel() for position in group)])
+        for position, total, processes in zip(group, sums, seen.tolist(), strict=True):
             if processes > 0:
-                found[own] = (total / torch.distributed.get_world_size()).view(like[own].shape)
+                found[position] = (total / torch.distributed.get_world_size()).view(like[position].shape)
     return found
 
 
