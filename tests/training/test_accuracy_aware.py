@@ -244,8 +244,36 @@ def test_inside_a_run_and_the_masks_are_those_of_the_best_rate() -> None:
     assert int((task.model[0].bias == 0).sum()) == round(8 * 0.9 * result.rate)
 
 
+def test_masks_that_come_only_at_higher_rates_go_when_it_steps_back() -> None:
+    """Of four channels none goes at a low rate, so that the norm behind them gets its masks later than others."""
+    torch.manual_seed(0)
+    model = nn.Sequential(
+        nn.Conv2d(1, 4, 3), nn.BatchNorm2d(4), nn.ReLU(), nn.Conv2d(4, 16, 3), nn.BatchNorm2d(16), nn.ReLU()
+    )
+    nn.init.uniform_(model[1].bias, 0.5, 1.0)
+    x = images()[0][:8]
+    pruner = pruning.L1NormPruner(model, [{"op_types": ["Conv2d"], "sparse_ratio": 1.0}], example_inputs=(x,))
+    given = model.eval()(x).detach()
+    answers: dict[float, torch.Tensor] = {}
+
+    def evaluate(own: nn.Module) -> float:
+        rate = pruner.state_dict()["progress"]
+        answers[rate] = own(x)
+        return -rate
+
+    options = AccuracyOptions(maximum_drop=0.125, step=0.125, minimum_step=0.125, epochs=0)
+    result = accuracy_aware(pruner, train_epoch=lambda own: None, evaluate=evaluate, options=options)
+    assert (result.rate, [trial.rate for trial in result.trials]) == (0.125, [0.125, 0.25])
+    assert torch.equal(answers[0.0], given)
+    assert torch.equal(model.eval()(x), answers[0.125])
+    assert not torch.allclose(answers[0.125], answers[0.25])
+    assert {str(target) for target in simulate.get_masks(model)} == set(pruner.state_dict()["masked"])
+
+
 def test_where_no_rate_satisfies_the_model_is_as_it_was() -> None:
     task = Task()
+    x = images()[0]
+    given = task.model.eval()(x).detach()
     before = copy.deepcopy(task.model.state_dict())
     rate, kept = task.optimizer.param_groups[0]["lr"], copy.deepcopy(task.optimizer.state_dict()["state"])
     options = AccuracyOptions(maximum_drop=0.0, step=0.5, minimum_step=0.25, epochs=1)
@@ -262,6 +290,7 @@ def test_where_no_rate_satisfies_the_model_is_as_it_was() -> None:
         keep=[task.optimizer, task.schedule],
     )
     assert not result.satisfied
+    assert torch.equal(task.model.eval()(x), given)
     assert (result.rate, result.metric) == (0.0, 1.0)
     assert "no rate is within the bound" in result.summary()
     assert [trial.satisfied for trial in result.trials] == [False] * len(result.trials)

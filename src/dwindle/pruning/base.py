@@ -337,7 +337,7 @@ class Pruner:
         """Take over what :meth:`state_dict` gave.
 
         A pruner that works on its model already gets masks where the saved one had them, all ones until the
-        model's own state is loaded.
+        model's own state is loaded, and loses its masks elsewhere.
 
         Raises:
             ConfigError: A key is missing.
@@ -347,12 +347,26 @@ class Pruner:
             raise ConfigError(f"the state of a pruner needs {', '.join(sorted(missing))}")
         if self._compressed:
             places = {Target.parse(path): own for path, own in state["masked"].items()}
+            self._unmask([target for target in self._attached if target not in places])
             for target, (method, axis) in places.items():
                 if target not in self._attached:
                     ones = None if axis is None else torch.ones(1)
                     simulate.attach_mask(self.model, target, ones, apply_method=method, axis=axis)
-            self._attached = tuple(dict.fromkeys([*self._attached, *places]))
+            self._attached = tuple(places)
         self._compressed, self._progress = bool(state["compressed"]), float(state["progress"])
+
+    def _unmask(self, targets: list[Target]) -> None:
+        """Take this pruner's masks off targets; what was masked before it stays masked."""
+        if not targets:
+            return
+        simulators = simulate.simulated_targets(self.model, "mask")
+        simulate.detach(self.model, keep_values=False, targets=targets, stage="mask")
+        for target in targets:
+            own = simulators.get(target)
+            if target in self._before and isinstance(own, simulate.MaskSimulator):
+                simulate.attach_mask(
+                    self.model, target, self._before[target], apply_method=own.apply_method, axis=own.axis
+                )
 
 
 def check_progress(progress: float) -> None:
