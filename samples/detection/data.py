@@ -28,19 +28,12 @@ PHOTOGRAPHS = {
         "rocket",
         "immunohistochemistry",
     ),
-    "test": (
-        "flower",
-        "china",
-        "gravel",
-        "moon",
-        "retina",
-        "text",
-    ),
+    "test": ("flower", "china", "gravel", "moon", "retina", "text"),
 }
 """Photographs without people; no photograph serves both."""
 
 TRAIN_FACES = 70
-"""Of the 100 faces, which are people of their own each; the other 30 are for the test."""
+"""Of the 100 faces; the other 30 are for the test."""
 
 SIZE = 96
 SMALLEST, LARGEST = 14.0, 40.0

@@ -32,15 +32,7 @@ PHOTOGRAPHS = {
         "motorcycle",
         "rocket",
     ),
-    "test": (
-        "camera",
-        "china",
-        "flower",
-        "gravel",
-        "moon",
-        "retina",
-        "text",
-    ),
+    "test": ("camera", "china", "flower", "gravel", "moon", "retina", "text"),
 }
 """No photograph serves both parts."""
 

@@ -120,7 +120,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     seconds = time.process_time() - begin
     text = (
         f"{len(data):,} training and {len(test):,} test pictures, {epochs} epochs in float and {(epochs + 2) // 3} "
-        "under each recipe; batch 1, one thread, median times. Written by the run, "
+        "under each recipe; batch 1, one thread. Written by the run, "
         f"which took {seconds:.0f} s of processor time.\n\n{table}"
     )
     if said.readme:
