@@ -155,7 +155,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     said = parser.parse_args(arguments)
     begin = time.process_time()
     torch.manual_seed(0)
-    loader, test, model = load(800, 400) if said.small else load(7_000, 1_530)
+    loader, test, model = load(640, 400) if said.small else load(7_000, 1_530)
     say(f"float model: {len(loader.labels):,} sentences, {said.epochs} epochs")
     train(model, loader, said.epochs, rate=5e-5)
     models = {"float": model.eval()}
@@ -169,6 +169,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
         cut(test.tokens[:2]),
         answers_to(test.tokens),
         score=lambda classes: float((classes == test.labels).double().mean()),
+        max_seconds=15 if said.small else 60,
     )
     text = (
         f"{len(loader.labels):,} training and {len(test.labels):,} test sentences, {said.epochs} epochs in float and "
