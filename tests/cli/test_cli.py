@@ -140,3 +140,55 @@ def test_shapes() -> None:
     for wrong in ("", "1,a", "0,3", "2,2:int7"):
         with pytest.raises(ConfigError):
             parse_shape(wrong)
+
+
+def test_sensitivity(run, tmp_path: Path) -> None:
+    arguments = [
+        "sensitivity",
+        MODEL,
+        *SMALL,
+        "--kinds",
+        "pruning,quantization",
+        "--ratios",
+        "0.5",
+        "--bits",
+        "4",
+    ]
+    files = ["--csv", "points.csv", "--html", "page.html", "--storage", "kept", "--drop", "0.05"]
+    torch.manual_seed(0)
+    code, out, err = run(*arguments, "-i", "2,1,8,8", *files, "--json")
+    assert code == 0
+    assert "random inputs" in err
+    found = json.loads(out)
+    assert found["score"] == "sqnr"
+    counts = {kind["kind"]: sum(len(own["points"]) for own in kind["targets"]) for kind in found["kinds"]}
+    assert min(counts.values()) > 0
+    assert len((tmp_path / "points.csv").read_text().splitlines()) == sum(counts.values()) + 1
+    assert "Sensitivity of" in (tmp_path / "page.html").read_text()
+    assert set(found["config_lists"]) == set(counts)
+    assert any("quant_dtype" in entry for entry in found["config_lists"]["quantization"])
+    torch.manual_seed(0)
+    code, out, _ = run(*arguments, "-i", "2,1,8,8", "--storage", "kept", "--drop", "0.05")
+    assert code == 0
+    assert "quantization: bits" in out
+    assert "config_list at a drop of 0.05" in out
+
+
+def test_sensitivity_of_accuracy(run, tmp_path: Path) -> None:
+    (tmp_path / "own_data.py").write_text(
+        "import torch\n"
+        "def images():\n    return {'test': (torch.randn(6, 1, 8, 8), torch.arange(6))}\n"
+        "def unlabelled():\n    return torch.randn(6, 1, 8, 8)\n"
+    )
+    arguments = ["sensitivity", MODEL, *SMALL, "--kinds", "pruning", "--ratios", "0.5"]
+    code, out, _ = run(*arguments, "--data", "own_data:images", "--json")
+    assert code == 0
+    found = json.loads(out)
+    assert found["score"] == "metric"
+    assert 0 <= found["baseline"] <= 1
+    code, _, err = run(*arguments, "--data", "own_data:unlabelled", "--metric", "accuracy")
+    assert code == 2
+    assert "have no labels" in err
+    code, _, err = run(*arguments, "-i", "2,1,8,8", "--bits", "four")
+    assert code == 2
+    assert "--bits four" in err

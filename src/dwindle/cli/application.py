@@ -15,6 +15,7 @@ from dwindle.cli.export import export_command
 from dwindle.cli.inspect import inspect_command
 from dwindle.cli.measure import measure_command
 from dwindle.cli.run import run_command
+from dwindle.cli.sensitivity import sensitivity_command
 from dwindle.config.errors import DwindleError
 
 __all__ = ["app", "main"]
@@ -30,6 +31,7 @@ app = typer.Typer(
 app.command("run")(run_command)
 app.command("inspect")(inspect_command)
 app.command("measure")(measure_command)
+app.command("sensitivity")(sensitivity_command)
 app.command("export")(export_command)
 
 

@@ -12,7 +12,7 @@ from dwindle.cli.inputs import example_inputs, parse_arguments
 from dwindle.cli.output import print_json, waiting
 from dwindle.config.errors import ConfigError
 
-__all__ = ["inspect_command"]
+__all__ = ["inspect_command", "read_config_list"]
 
 ModelArgument = Annotated[
     str, typer.Argument(help="package.module:callable, timm/NAME, hf/PATH, or a directory dwindle wrote.")
@@ -53,7 +53,7 @@ def inspect_command(
     from dwindle.recipe import load_model
 
     with waiting(f"analysing {model}"):
-        config_list = _config_list(config)
+        config_list = read_config_list(config)
         module = load_model(model, parse_arguments(argument or [])).eval()
         args, kwargs = example_inputs(input_shape or [], module)
         if quantization:
@@ -84,7 +84,7 @@ def _placement(
     return explain_placement(module, args or kwargs, backend=backend, config_list=config_list)
 
 
-def _config_list(path: Path | None) -> list[dict[str, Any]] | None:
+def read_config_list(path: Path | None) -> list[dict[str, Any]] | None:
     """Read a config_list.
 
     Raises:

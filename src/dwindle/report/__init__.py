@@ -4,6 +4,7 @@ from dwindle.report.histogram_pictures import histogram_figure, save_histograms
 from dwindle.report.page import render_page, write_page
 from dwindle.report.quantization_page import quantization_section, write_quantization_page
 from dwindle.report.search_page import search_plot, sensitivity_plot, write_search_page
+from dwindle.report.sensitivity_page import curves_plot, write_sensitivity_page
 from dwindle.report.summary import Figure, Row, RunSummary, RuntimeFigures, SeedRun
 
 __all__ = [
@@ -12,6 +13,7 @@ __all__ = [
     "RunSummary",
     "RuntimeFigures",
     "SeedRun",
+    "curves_plot",
     "histogram_figure",
     "quantization_section",
     "render_page",
@@ -21,4 +23,5 @@ __all__ = [
     "write_page",
     "write_quantization_page",
     "write_search_page",
+    "write_sensitivity_page",
 ]

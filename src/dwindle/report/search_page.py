@@ -13,7 +13,7 @@ from typing import Any
 
 from dwindle.report.plot import Plot
 
-__all__ = ["search_plot", "sensitivity_plot", "write_search_page"]
+__all__ = ["Scale", "number_text", "search_plot", "sensitivity_plot", "write_body", "write_search_page"]
 
 _PAGE = """<!doctype html>
 <html lang="en"><head><meta charset="utf-8"><meta name="viewport" content="width=device-width, initial-scale=1">
@@ -32,17 +32,29 @@ def write_search_page(
         path: The HTML file.
         title: Heading; the algorithm's name when left out.
     """
-    style = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
     best, base = record["best"], record["baseline"]
     sentence = (
-        f"{len(record['curve'])} trials: score {_number(base['score'])} of the whole model, {_number(best['score'])} "
-        f"at {best['cost'] / base['cost']:.1%} of its {record['cost']} (budget {record['budget']:.1%})."
+        f"{len(record['curve'])} trials: score {number_text(base['score'])} of the whole model, "
+        f"{number_text(best['score'])} at {best['cost'] / base['cost']:.1%} of its {record['cost']} "
+        f"(budget {record['budget']:.1%})."
     )
     body = f"<h2>Trials</h2>{search_plot(record)}"
     if record.get("sensitivity"):
         body += f"<h2>Sensitivity</h2>{sensitivity_plot(record['sensitivity'])}"
-    name = escape(title or record["algorithm"])
-    text = _PAGE.format(title=name, style=style, sentence=escape(sentence), body=body)
+    write_body(path, title or record["algorithm"], sentence, body)
+
+
+def write_body(path: str | os.PathLike[str], title: str, sentence: str, body: str) -> None:
+    """Write a self-contained HTML page, atomically.
+
+    Args:
+        path: The HTML file.
+        title: Heading.
+        sentence: What stands below it.
+        body: HTML.
+    """
+    style = (Path(__file__).parent / "templates" / "style.css").read_text(encoding="utf-8")
+    text = _PAGE.format(title=escape(title), style=style, sentence=escape(sentence), body=body)
     target = Path(path)
     part = target.with_name(f".{target.name}.{os.getpid()}.part")
     part.write_text(text, encoding="utf-8")
@@ -59,11 +71,11 @@ def search_plot(record: Mapping[str, Any]) -> str:
     if not rows:
         return ""
     whole = record["baseline"]["score"]
-    scale = _Scale([*(row["score"] for row in rows), whole])
+    scale = Scale([*(row["score"] for row in rows), whole])
     width = max(row["trial"] for row in rows)
-    plot = Plot(f"Score of {len(rows)} trials, the best {_number(record['best']['score'])}")
+    plot = Plot(f"Score of {len(rows)} trials, the best {number_text(record['best']['score'])}")
     for value in scale.levels():
-        plot.level(scale(value), _number(value))
+        plot.level(scale(value), number_text(value))
     line = [
         (_across(row["trial"], width), scale(row["best"]))
         for row in record["curve"]
@@ -71,11 +83,11 @@ def search_plot(record: Mapping[str, Any]) -> str:
     ]
     plot.line(line, "mean")
     for row in rows:
-        words = f"trial {row['trial']}: {_number(row['score'])} at {row['cost']:.1%}"
+        words = f"trial {row['trial']}: {number_text(row['score'])} at {row['cost']:.1%}"
         fits = "" if row["fits"] else " (above the budget)"
         plot.dot((_across(row["trial"], width), scale(row["score"])), "small", words + fits)
     if line:
-        plot.dot(line[-1], "large", f"best: {_number(record['best']['score'])}")
+        plot.dot(line[-1], "large", f"best: {number_text(record['best']['score'])}")
     return plot.markup()
 
 
@@ -92,14 +104,14 @@ def sensitivity_plot(curves: Mapping[str, Sequence[Sequence[float | None]]]) -> 
     scores = [score for points in known.values() for _, score in points]
     if not scores:
         return ""
-    scale = _Scale(scores)
+    scale = Scale(scores)
     plot = Plot(f"Score after cutting each of {len(known)} axes alone")
     for value in scale.levels():
-        plot.level(scale(value), _number(value))
+        plot.level(scale(value), number_text(value))
     for name, points in known.items():
         plot.line([(ratio, scale(score)) for ratio, score in points], "seed")
         for ratio, score in points:
-            plot.dot((ratio, scale(score)), "small", f"{name}: {_number(score)} without {ratio:.0%}")
+            plot.dot((ratio, scale(score)), "small", f"{name}: {number_text(score)} without {ratio:.0%}")
     return plot.markup()
 
 
@@ -108,12 +120,17 @@ def _across(trial: int, width: int) -> float:
     return (trial - 0.5) / width
 
 
-def _number(value: float) -> str:
+def number_text(value: float) -> str:
+    """``0.123456`` as ``0.1235``."""
     return f"{value:.4g}"
 
 
-class _Scale:
-    """Places scores between the bottom and the top."""
+class Scale:
+    """Places scores between the bottom and the top.
+
+    Args:
+        values: The scores.
+    """
 
     def __init__(self, values: Sequence[float]) -> None:
         self.low, self.high = min(values), max(values)
@@ -121,6 +138,7 @@ class _Scale:
             self.low, self.high = self.low - 0.5, self.high + 0.5
 
     def __call__(self, value: float) -> float:
+        """Return where a score stands."""
         return 0.05 + 0.87 * (value - self.low) / (self.high - self.low)
 
     def levels(self) -> list[float]:

@@ -56,14 +56,15 @@ class FactorizedLayers:
         selection: Selection,
         options: Mapping[str, Any],
     ) -> None:
-        self.model, self.method, self.options, self.notes = model, method, dict(options), []
+        self.model, self.method, self.options = model, method, dict(options)
+        self.notes: list[str] = []
         common = FactorizationSetting.model_validate({"method": method})
         settings = selected_settings(model, None, common)
         settings = {name: own for name, own in settings.items() if selection is None or name in selection}
         left = unfit_layers(model, list(settings))
         self.problems: dict[str, LayerProblem]
         self.problems, self._moments = layer_problems(model, settings, example, data, left)
-        self.notes = [f"factorization: {name} stays whole: {reason}" for name, reason in left.items()]
+        self.notes += [f"factorization: {name} stays whole: {reason}" for name, reason in left.items()]
         self.total = {
             "macs": float(max(count_macs(model, *example), 1)),
             "params": float(sum(own.numel() for own in model.parameters())),

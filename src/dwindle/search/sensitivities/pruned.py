@@ -70,7 +70,8 @@ class PrunedAxes:
         self, problem: Problem, ratios: Sequence[float], selection: Selection, options: Mapping[str, Any]
     ) -> None:
         self.problem, self.ratios = problem, tuple(sorted(ratios))
-        self.options, self.notes = dict(options), []
+        self.options = dict(options)
+        self.notes: list[str] = []
         self.units: dict[str, tuple[Variable, ...]] = {}
         targets = []
         for unit in self._all_units():

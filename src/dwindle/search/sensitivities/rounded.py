@@ -65,7 +65,8 @@ class RoundedLayers:
         options: Mapping[str, Any],
     ) -> None:
         self.bits, self.input_bits, self.clip = tuple(bits), input_bits, weight_range == "mse"
-        self.options, self.notes = dict(options), []
+        self.options = dict(options)
+        self.notes: list[str] = []
         default = default_levels(input_bits if isinstance(input_bits, int) else "strict")
         found = examine(model, example, None, backend, default)
         self.structure = _restricted(found, selection)
@@ -130,8 +131,8 @@ class RoundedLayers:
                 raise ConfigError(
                     f"no finite value reached {activation.name} in the data: {error}"
                 ) from error
-            edges = (torch.tensor(edge, device=value.device) for edge in (low, high))
-            self._input_levels[number, bits] = (*scale_and_zero_point(*edges, form), form)
+            bottom, top = (torch.tensor(edge, device=value.device) for edge in (low, high))
+            self._input_levels[number, bits] = (*scale_and_zero_point(bottom, top, form), form)
         return fake_quantize(value, *self._input_levels[number, bits])
 
 
