@@ -78,11 +78,10 @@ class Dial:
     def __init__(self, cost: Callable[[float], float]) -> None:
         self.model, self.cost = nn.Linear(1, 1), cost
         self.rate, self.trained = 0.0, 0
-        self.log: list[float] = []
+        self.loads = 0
 
     def update(self, rate: float) -> None:
         self.rate, self.trained = rate, 0
-        self.log.append(rate)
 
     def train(self, model: nn.Module) -> None:
         assert model is self.model
@@ -98,6 +97,7 @@ class Dial:
 
     def load_state_dict(self, state: dict[str, Any]) -> None:
         self.rate, self.trained = state["rate"], state["trained"]
+        self.loads += 1
 
 
 @pytest.mark.parametrize("drop", [0.0, 0.0111, 0.051, 0.2, 1.0])
@@ -141,6 +141,19 @@ def test_smaller_is_better_relative_and_a_limit_of_epochs() -> None:
     assert sum(trial.epochs for trial in result.trials) == 4
     assert result.ended == "all epochs are used"
     assert "within the bound" in result.summary()
+
+
+@pytest.mark.parametrize("go_back", [True, False])
+@pytest.mark.parametrize("limit", [0.36, 0.37])
+def test_training_may_go_on_where_a_rate_did_not_satisfy(limit: float, go_back: bool) -> None:
+    """The last trial satisfies at one limit and does not at the other; the model ends in the best state anyway."""
+    dial = Dial(lambda rate: float(rate > limit))
+    options = AccuracyOptions(maximum_drop=0.1, minimum_step=0.0125, epochs=1, go_back=go_back)
+    result = accuracy_aware(dial, train_epoch=dial.train, evaluate=dial.metric, options=options)
+    failed = [trial for trial in result.trials if not trial.satisfied]
+    assert dial.rate == result.rate == max(trial.rate for trial in result.trials if trial.satisfied)
+    assert len(failed) >= 2
+    assert dial.loads == (len(failed) if go_back else int(not result.trials[-1].satisfied))
 
 
 def images(count: int = 96) -> tuple[torch.Tensor, torch.Tensor]:

@@ -41,9 +41,9 @@ def accuracy_aware(
     """Search the largest compression rate that keeps a metric within its bound, training as it goes.
 
     Each rate is trained until the metric is within the bound, for ``options.epochs`` at most. As long as it is, the
-    rate rises; where it is not, everything goes back to the best state so far, and the steps halve
-    (:class:`dwindle.training.RateSearch`). The model ends in the best state. When something fails (or is interrupted
-    by hand) it ends there too, and the exception goes on.
+    rate rises; where it is not, everything goes back to the best state so far, unless ``options.go_back`` is False, and
+    the steps halve (:class:`dwindle.training.RateSearch`). The model ends in the best state. When something fails,
+    or is interrupted by hand, it ends there too, and the exception goes on.
 
     Args:
         compressor: A pruner (or anything else with ``model``, ``update(rate)``, ``state_dict()`` and
@@ -200,7 +200,7 @@ class _Search:
         self.rate, self.epochs = None, 0
         if satisfied:
             self.best.keep(self.subject.state(), len(self.trials))
-        else:
+        elif self.options.go_back or not self.goes_on:
             self.subject.load(self.best.get())
 
     def _evaluated(self, model: nn.Module) -> float:

@@ -28,6 +28,9 @@ class AccuracyOptions:
         epochs: Epochs at a rate, at most: training at it ends as soon as the metric is within the bound. 0 only
             evaluates.
         maximum_epochs: Epochs of the whole search, at most.
+        go_back: Where a rate does not satisfy, the next one begins from the best state so far. False lets training go
+            on from where it is, which spares what was learned there; the best state is kept all the same, and the
+            model ends in it.
         progress: Show what is done; None means only when the error output is a terminal.
     """
 
@@ -40,6 +43,7 @@ class AccuracyOptions:
     largest_rate: float = 1.0
     epochs: int = 3
     maximum_epochs: int | None = None
+    go_back: bool = True
     progress: bool | None = None
 
     def __post_init__(self) -> None:
