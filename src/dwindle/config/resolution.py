@@ -73,7 +73,13 @@ def resolve(
 
 
 def excluded_modules(model: nn.Module, config_list: Sequence[Mapping[str, Any]], kind: str) -> set[str]:
-    """Return the first names of the modules that some entry excludes and no entry selects."""
+    """Return the first names of the modules that some entry excludes and no entry selects.
+
+    Args:
+        model: The model; it is only read.
+        config_list: As :func:`resolve` takes it.
+        kind: ``pruning``, ``quantization``, ``distillation`` or ``factorization``.
+    """
     modules = ModuleIndex(model)
     excluded: set[str] = set()
     selected: set[str] = set()

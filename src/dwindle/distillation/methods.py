@@ -130,6 +130,15 @@ LOGITS_LOSSES: dict[str, Callable[..., Tensor]] = {
 def feature_loss(method: str, student: Tensor, teacher: Tensor, **options: float) -> Tensor:
     """Compare two intermediate tensors by the loss that ``apply_method`` names, as they are (without a projection).
 
+    Args:
+        method: A name of ``apply_method``, such as ``"mse"``.
+        student: The student's tensor; gradients flow into it.
+        teacher: The teacher's tensor, of a shape that the method compares with it.
+        options: The method's own options.
+
+    Returns:
+        The loss, a scalar.
+
     Raises:
         ConfigError: There is no such method or option, or the shapes do not fit.
     """

@@ -93,6 +93,11 @@ def lost_shares(method: str, kernel: Tensor, covariance: Tensor | None = None) -
 
     For Tucker-2 that of the truncated HOSVD, of which HOOI loses no more.
 
+    Args:
+        method: ``"svd"``, ``"tucker"`` or another method of this room.
+        kernel: The weight, outputs first.
+        covariance: Second moments of the inputs, for what is lost of the layer's outputs and not of its weight.
+
     Returns:
         ``[ranks]``, or ``[out ranks, in ranks]``; between 0 and 1.
     """

@@ -53,6 +53,15 @@ def capture(
 
     Where the code chooses by values and some parameters were not reached, the choices are also recorded the other
     way, so that a branch that the example inputs do not take stays intact.
+
+    Args:
+        model: Any module; it is left as it was.
+        args: Positional example inputs.
+        kwargs: Example inputs by name.
+        training: Record the training mode, too.
+
+    Raises:
+        CaptureError: The model does not run on these inputs.
     """
     attempts: list[tuple[Any, Any]] = [(args, dict(kwargs))]
     flat = [item for item in pytree.tree_leaves((args, dict(kwargs))) if isinstance(item, torch.Tensor)]

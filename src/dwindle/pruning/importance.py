@@ -116,5 +116,5 @@ def random(weight: Tensor, dim: int | None, generator: torch.Generator | None = 
     return torch.rand(shape, generator=generator).to(weight.device)
 
 
-#: Criteria by name.
 IMPORTANCES: dict[str, Importance] = {"l1": l1, "l2": l2, "fpgm": fpgm, "random": random}
+"""Criteria of one weight by name."""

@@ -16,7 +16,6 @@ from dwindle.pruning.measured import Fisher, Hessian, Outputs, Taylor
 #: A criterion of one weight: ``f(weight, dim)`` gives one score for each index, larger is more important.
 Criterion = Callable[[Tensor, int], Tensor]
 
-#: Importances by name; each call makes a new one.
 AXIS_IMPORTANCES: dict[str, Callable[[], AxisImportance]] = {
     "l1": lambda: WeightImportance(l1),
     "l2": lambda: WeightImportance(l2),
@@ -29,6 +28,7 @@ AXIS_IMPORTANCES: dict[str, Callable[[], AxisImportance]] = {
     "outputs": Outputs,
     "activation": Activation,
 }
+"""Importances by name, as ``dw.prune(importance=...)`` takes them; each call makes a new one."""
 
 
 def importance_of(given: str | Criterion | AxisImportance, *, comparable: bool = False) -> AxisImportance:

@@ -76,7 +76,13 @@ def register_simulator(model: nn.Module, target: Target, simulator: nn.Module, s
 
 
 def simulator_of(model: nn.Module, target: Target, stage: str) -> nn.Module | None:
-    """Return the simulator on a stage of a target; None when there is none."""
+    """Return the simulator on a stage of a target; None when there is none.
+
+    Args:
+        model: The model that holds the target.
+        target: Where the simulator sits.
+        stage: One of :data:`dwindle.simulate.STAGES`.
+    """
     table = table_of(module_of(model, target))
     stack = table._modules.get(target.name) if table is not None else None
     return stack._modules.get(stage) if stack is not None else None

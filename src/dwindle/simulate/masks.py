@@ -58,6 +58,11 @@ def attach_mask(
 def set_mask(model: nn.Module, target: Target, mask: Tensor) -> None:
     """Change the mask of a target that has one.
 
+    Args:
+        model: The model that holds the target.
+        target: Where the mask sits.
+        mask: The new one, 0 and 1, of a shape that broadcasts to the target's.
+
     Raises:
         ConfigError: The target has no mask, or the new one does not fit it.
     """

@@ -14,11 +14,11 @@ from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError, did_you_mean
 
-#: The reserved name: ``conv1._dwindle.weight.mask.value``.
 RESERVED = "_dwindle"
+"""The reserved name in a ``state_dict``: ``conv1._dwindle.weight.mask.value``."""
 
-#: Order in which simulators of one target act.
 STAGES = ("low_rank", "gate", "mask", "quantize", "observe")
+"""The order in which simulators of one target act."""
 
 
 class MaskSimulator(nn.Module):
