@@ -311,3 +311,17 @@ def test_a_model_without_a_score_and_no_data_are_refused() -> None:
         quick(graded(), batches(), lambda own: math.nan)
     with pytest.raises(ConfigError, match="no batch"):
         quick(graded(), [])
+
+
+def test_labelled_batches_serve_importances_and_ranges() -> None:
+    model = graded()
+    labelled = [[x, torch.arange(6) % 5] for x in batches()]
+    result = quick(
+        model, iter(labelled), kinds=["pruning", "quantization"], importance="taylor", max_batches=1
+    )
+    plain = quick(model, batches()[0], kinds=["quantization"])
+    assert [p.drop for p in result.points if p.kind == "quantization"] == [p.drop for p in plain.points]
+    small = graded()
+    dw.prune(small, (batches()[0],), ratio=0.5, ignore=["stem"], importance="taylor", data=labelled[:1])
+    (point,) = [p for p in result.points if p.target == "inner.weight[0]" and p.level == 0.5]
+    assert point.drop == pytest.approx(noise(model, small, batches()[:1]), rel=1e-9)
