@@ -1,8 +1,8 @@
 """Shapes to segment: discs, boxes, triangles and rings over real photographs of scikit-image and scikit-learn.
 
 A shape is filled with a piece of another photograph in a tint and contrast of its own, so neither colour nor texture
-tells what it is; shapes turn, stretch, and cover each other. The photographs of the test are never
-seen in training.
+tells what it is; shapes turn, stretch, and cover each other. The left two thirds of every photograph are for training,
+the right third is for the test.
 """
 
 from __future__ import annotations
@@ -19,22 +19,14 @@ from dwindle.zoo import read_photograph
 
 CLASSES = ("photograph", "disc", "box", "triangle", "ring")
 
-PHOTOGRAPHS = {
-    "train": (
-        "astronaut",
-        "brick",
-        "chelsea",
-        "coffee",
-        "coins",
-        "grass",
-        "hubble_deep_field",
-        "immunohistochemistry",
-        "motorcycle",
-        "rocket",
-    ),
-    "test": ("camera", "china", "flower", "gravel", "moon", "retina", "text"),
-}
-"""No photograph serves both parts."""
+PHOTOGRAPHS = (
+    "astronaut", "brick", "camera", "chelsea", "china", "clock", "coffee", "coins", "flower",
+    "grass", "gravel", "hubble_deep_field", "immunohistochemistry", "moon", "motorcycle", "page",
+    "retina", "rocket", "text",
+)  # fmt: skip
+
+TRAINING_SHARE = 0.66
+"""The left part of each photograph is for training, the rest of it for the test."""
 
 SIZE = 64
 MOST_SHAPES = 3
@@ -68,7 +60,7 @@ def scenes(part: str, count: int, seed: int = 0) -> Scenes:
         ImportError: scikit-image or scikit-learn is missing.
     """
     generator = np.random.default_rng([seed, part == "test"])
-    photographs = [read_photograph(name) for name in PHOTOGRAPHS[part]]
+    photographs = [_part_of(read_photograph(name), part) for name in PHOTOGRAPHS]
     squares = [_square(generator, photographs) for _ in range(min(SQUARES, 2 * count))]
     made = [_scene(generator, squares) for _ in range(count)]
     images = torch.from_numpy(np.stack([image for image, _ in made]))
@@ -137,11 +129,16 @@ def _filling(generator: np.random.Generator, squares: list[np.ndarray]) -> np.nd
     return square[:, :: generator.choice((-1, 1)), :: generator.choice((-1, 1))].copy()
 
 
+def _part_of(photograph: Tensor, part: str) -> Tensor:
+    seam = int(photograph.shape[-1] * TRAINING_SHARE)
+    return photograph[..., :seam] if part == "train" else photograph[..., seam:]
+
+
 def _square(generator: np.random.Generator, photographs: list[Tensor]) -> np.ndarray:
-    """A random square of a random photograph, at least a fifth of its short side, as ``(3, 64, 64)``."""
+    """A random square of a random photograph, 48 to 128 pixels, as ``(3, 64, 64)``."""
     photograph = photographs[generator.integers(len(photographs))]
     height, width = photograph.shape[1:]
-    side = int(min(height, width) * generator.uniform(0.2, 1.0))
+    side = min(int(generator.integers(48, 129)), height, width)
     top, left = generator.integers(0, height - side + 1), generator.integers(0, width - side + 1)
     square = photograph[None, :, top : top + side, left : left + side]
     return (

@@ -98,7 +98,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     begin = time.process_time()
     torch.manual_seed(0)
     epochs = said.epochs or (9 if said.small else 40)
-    training, testing = said.pictures or ((1600, 300) if said.small else (8000, 1000))
+    training, testing = said.pictures or ((1200, 300) if said.small else (8000, 1000))
     data, test = scenes("train", training), scenes("test", testing)
     loader = Batches(data.images, data.labels, augment)
     model = UNet(len(CLASSES)).to(memory_format=torch.channels_last)
