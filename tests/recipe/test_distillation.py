@@ -50,7 +50,7 @@ def test_finetuning_learns(distillation: dict, tmp_path: Path) -> None:
 
 def test_mistakes_are_found_before_anything_runs() -> None:
     with pytest.raises(
-        ConfigError, match=r"distillation\.loss: 'dk' is not one of kl, dkd, dist; did you mean 'dkd'"
+        ConfigError, match=r"distillation\.loss: 'dk' is not one of kl, binary, dkd, dist; did you mean 'dkd'"
     ):
         parse_recipe(recipe({"loss": "dk"}))
     with pytest.raises(ConfigError, match=r"distillation\.cache: data\.augment makes new inputs"):
