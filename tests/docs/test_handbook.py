@@ -141,3 +141,27 @@ def test_the_table_of_the_first_page_is_that_of_the_recorded_run() -> None:
     )
     assert len(rows) >= 4
     assert all(row in readme for row in rows)
+
+
+def explained_methods() -> list[tuple[str, str]]:
+    """Return the methods that need a formula and a paper, with the page that has them."""
+    from dwindle.distillation.methods import METHODS as losses
+    from dwindle.quantization.quantizers import METHODS as quantizers
+
+    frames = {"ObservingPruner", "ScheduledPruner", "TrainingPruner", "Pruner"}
+    pruners = [name for name in dw.pruning.__all__ if name.endswith("Pruner") and name not in frames]
+    pages = {"pruning.md": [*dw.pruning.AXIS_IMPORTANCES], "": pruners}
+    pages |= {"distillation.md": [*losses], "training_quantizers.md": [*quantizers]}
+    return [(page, name) for page, names in pages.items() for name in names]
+
+
+@pytest.mark.parametrize(("page", "name"), explained_methods())
+def test_methods_have_a_formula_and_a_paper(page: str, name: str) -> None:
+    pages = [page] if page else ["pruning.md", "data_driven.md", "training_sparsity.md", "layerwise.md"]
+    lines = "\n".join((DOCS / own).read_text() for own in pages).splitlines()
+    said = [line for line in lines if re.search(rf"`\"?{name}\b", line)]
+    papers = r"arxiv\.org|arXiv:|no paper|baseline|19\d\d|NNCF"
+    assert any(re.search(papers, line, flags=re.I) for line in said), f"{name}: no paper in {pages}"
+    assert any(len(re.findall(r"`[^`]+`", line)) >= 2 or "baseline" in line for line in said), (
+        f"{name}: no formula"
+    )
