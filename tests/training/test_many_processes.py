@@ -25,6 +25,7 @@ from dwindle.training.processes import alike, join_over_processes, widest_range
 from support.spread_runs import (
     EXAMPLE,
     METHODS,
+    NAMES,
     STEPS,
     WEIGHTS,
     WRAPPINGS,
@@ -42,6 +43,19 @@ from support.spread_runs import (
 pytestmark = pytest.mark.skipif(not torch.distributed.is_available(), reason="torch without distributed")
 
 CLIP = 0.5
+REALIZED = ("channels", "low rank", "fusion")
+
+#: Under DDP these stand in tests/pruning/test_training_distributed.py.
+ELSEWHERE = ("magnitude", "movement", "rb", "rigl", "slim", "sr-ste")
+#: What is cut up inside the block: one of each kind of simulator and hook.
+INSIDE = ("magnitude", "channels", "taylor gates", "movement", "lsq", "hint", "fusion")
+COMBINATIONS = [
+    (method, wrapping)
+    for method in METHODS
+    for wrapping in WRAPPINGS
+    if not (wrapping.startswith("ddp") and method in ELSEWHERE)
+    and (wrapping != "shards after" or method in INSIDE)
+]
 
 
 def small_outputs(spread: Spread) -> Tensor:
@@ -209,6 +223,34 @@ def accelerated(number: int | None) -> dict[str, Tensor]:
     return own | {name: value.clone() for name, value in model.state_dict().items()}
 
 
+def resumed_by_accelerate(number: int, folder: str) -> list[dict[str, Tensor]]:
+    """An undisturbed training with Accelerate, and one from its checkpoint with what a pruner had seen."""
+    from accelerate import Accelerator
+
+    from dwindle.training.adapters import follow_accelerator
+
+    found = []
+    for first in (0, 2):
+        model = network()
+        optimizer = torch.optim.SGD(own_parameters(model), lr=0.2, momentum=0.5)
+        with dw.compress(model, METHODS["taylor outputs"](model)) as run:
+            accelerator = Accelerator(cpu=True)
+            followed = follow_accelerator(accelerator, run, optimizer)
+            prepared, ready = accelerator.prepare(model, optimizer)
+            if first:
+                accelerator.load_state(folder)
+            for step, (x, y) in enumerate(batches()[first:], first):
+                part = slice(4 * number, 4 * number + 4)
+                accelerator.backward(functional.cross_entropy(prepared(x[part]), y[part]) + followed.loss())
+                ready.step()
+                ready.zero_grad()
+                followed.step()
+                if step == 1 and not first:
+                    accelerator.save_state(folder)
+        found.append({name: value.clone() for name, value in model.state_dict().items()})
+    return found
+
+
 def worker(number: int, port: int, directory: str) -> None:
     os.environ.update(
         MASTER_ADDR="127.0.0.1",
@@ -230,18 +272,17 @@ def worker(number: int, port: int, directory: str) -> None:
             found[name] = traceback.format_exc()
 
     try:
-        for method, make in METHODS.items():
-            for wrapping in WRAPPINGS:
+        for method, wrapping in COMBINATIONS:
 
-                def run(make: Any = make, wrapping: str = wrapping, method: str = method) -> Any:
-                    spread, seen = trained(make, wrapping)
-                    if "shards" in wrapping and method in ("channels", "low rank", "fusion"):
-                        seen["small"] = small_outputs(spread)
-                    if "shards" in wrapping and method == "lsq":
-                        seen["integers"] = integer_outputs(spread)
-                    return seen
+            def run(wrapping: str = wrapping, method: str = method) -> Any:
+                spread, seen = trained(METHODS[method], wrapping)
+                if "shards" in wrapping and method in REALIZED:
+                    seen["small"] = small_outputs(spread)
+                if "shards" in wrapping and method == "lsq":
+                    seen["integers"] = integer_outputs(spread)
+                return seen
 
-                put(f"{method}, {wrapping}", run)
+            put(f"{method}, {wrapping}", run)
         put("clipped", lambda: trained(METHODS["fusion"], "ddp before", clip=CLIP)[1])
         put(
             "admm",
@@ -258,6 +299,7 @@ def worker(number: int, port: int, directory: str) -> None:
         put("tensor parallel", tensor_parallel)
         put("exchanges", lambda: exchanges(number))
         put("accelerate", lambda: accelerated(number))
+        put("resumed", lambda: resumed_by_accelerate(number, f"{directory}/checkpoint"))
         torch.save(found, Path(directory) / f"{number}.pt")
     finally:
         torch.distributed.destroy_process_group()
@@ -277,7 +319,7 @@ def alone() -> Callable[[str], dict[str, Tensor]]:
     def of(method: str) -> dict[str, Tensor]:
         if method not in known:
             spread, known[method] = trained(METHODS[method])
-            if method in ("channels", "low rank", "fusion"):
+            if method in REALIZED:
                 known[method]["small"] = small_outputs(spread)
             if method == "lsq":
                 known[method]["integers"] = integer_outputs(spread)
@@ -302,8 +344,7 @@ def check_same(both: list[Any], expected: dict[str, Tensor]) -> None:
     assert set(first) - set(expected) == set()
 
 
-@pytest.mark.parametrize("wrapping", WRAPPINGS)
-@pytest.mark.parametrize("method", METHODS)
+@pytest.mark.parametrize(("method", "wrapping"), COMBINATIONS)
 def test_two_processes_equal_one(
     method: str, wrapping: str, found: list[dict[str, Any]], alone: Callable[[str], dict[str, Tensor]]
 ) -> None:
@@ -341,6 +382,18 @@ def test_accelerate(found: list[dict[str, Any]]) -> None:
     check_same([own["accelerate"] for own in found], accelerated(None))
 
 
+def test_accelerate_resumes_with_what_each_process_has_seen(
+    found: list[dict[str, Any]], alone: Callable[[str], dict[str, Tensor]]
+) -> None:
+    pytest.importorskip("accelerate")
+    for own in found:
+        whole, again = own["resumed"]
+        assert all(torch.equal(value, again[name]) for name, value in whole.items())
+        for name in NAMES:
+            mask = alone("taylor outputs")[f"mask {name}.weight"]
+            assert torch.equal(whole[f"{name}.weight"] == 0, mask == 0)
+
+
 @pytest.mark.parametrize(
     ("name", "part"),
     [
@@ -365,8 +418,8 @@ def test_what_cannot_be_is_said_everywhere_and_changes_nothing(
 
 def test_the_runs_masked_and_quantized_something(alone: Callable[[str], dict[str, Tensor]]) -> None:
     for method in ("magnitude", "random", "taylor", "movement", "rb", "rigl", "fusion"):
-        masks = [mask for name, mask in alone(method).items() if name.startswith("mask")]
-        assert len(masks) >= 3
-        assert all(int(mask.sum()) == mask.numel() // 2 for mask in masks if mask.dim() > 1), method
+        masks = [mask for name, mask in alone(method).items() if name.startswith("mask") and mask.dim() > 1]
+        assert len(masks) == len(NAMES)
+        assert sum(int(mask.sum()) for mask in masks) == sum(mask.numel() for mask in masks) // 2, method
     assert isinstance(network(), Network)
     assert len(batches()) == STEPS

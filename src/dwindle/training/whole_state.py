@@ -17,7 +17,7 @@ __all__ = ["load_whole_state", "whole_state"]
 
 
 def whole_state(run: CompressionRun, optimizers: Sequence[torch.optim.Optimizer] = ()) -> dict[str, Any]:
-    """Return the state of a run's model, its optimizers and its compressors, for :func:`dwindle.training.save_state`.
+    """Return copies of the state of a run's model, optimizers and compressors, for :func:`dwindle.training.save_state`.
 
     All processes call this together, and each gets the same; one of them writes it. What ``fully_shard`` has cut up is
     gathered. It can be read by any number of processes, cut up or not; what a pruner has seen of each process's part of
@@ -29,9 +29,9 @@ def whole_state(run: CompressionRun, optimizers: Sequence[torch.optim.Optimizer]
     """
     simulate.reshard(run.model)
     return {
-        "model": {name: simulate.whole(own) for name, own in run.model.state_dict().items()},
+        "model": _whole(dict(run.model.state_dict())),
         "optimizers": [_whole(optimizer.state_dict()) for optimizer in optimizers],
-        "runs": _of_all(run.state_dict()),
+        "runs": _of_all(_whole(run.state_dict())),
     }
 
 
@@ -91,9 +91,9 @@ def _tensors(value: Any) -> Iterator[Tensor]:
 
 
 def _whole(value: Any) -> Any:
-    """Return a nested state with whole tensors."""
+    """Return a nested state with whole tensors, copies of those that are there."""
     if isinstance(value, Tensor):
-        return simulate.whole(value)
+        return simulate.whole(value) if simulate.is_shard(value) else value.detach().clone()
     if isinstance(value, dict):
         return {key: _whole(own) for key, own in value.items()}
     return [_whole(own) for own in value] if isinstance(value, list) else value
