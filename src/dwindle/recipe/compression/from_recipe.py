@@ -114,5 +114,6 @@ def from_recipe(
     weight = Window(materials, Place(reader, ()), 0, None).moving("task_weight", said.task_weight)
     try:
         return RecipeRun(model, compressors, said, weight, restore_on_error=restore_on_error)
-    except ConfigError as error:  # two that cannot go together; the run counts compressors as the list counts them
+    except ConfigError as error:
+        # Two that cannot go together; the run counts compressors as the list counts them.
         reader.fail(("compression",), str(error))
