@@ -1,6 +1,6 @@
-"""Shows a bar in a code span of a table as a bar.
+r"""Shows a bar in a code span of a table as a bar.
 
-A hook of MkDocs. Where the repository is browsed, a bar within a table must be written ``\\|``, also in code; Python's
+A hook of MkDocs. Where the repository is browsed, a bar within a table must be written ``\|``, also in code; Python's
 Markdown keeps the backslash there.
 """
 
