@@ -86,9 +86,11 @@ class Setting:
         return {"rate": rate * GOAL, "macs": macs[1] / macs[0], "test": accuracy(small.eval(), self.test)}
 
 
-def by_search(own: Setting) -> dict[str, float]:
+def by_search(own: Setting, epochs: int = EPOCHS, *, go_back: bool = True) -> dict[str, float]:
     """``accuracy_aware``."""
-    options = AccuracyOptions(maximum_drop=DROP, step=STEP, minimum_step=MINIMUM, epochs=EPOCHS)
+    options = AccuracyOptions(
+        maximum_drop=DROP, step=STEP, minimum_step=MINIMUM, epochs=epochs, go_back=go_back
+    )
     result = accuracy_aware(
         own.pruner(),
         train_epoch=own.train,
@@ -156,9 +158,12 @@ def by_steps(own: Setting) -> dict[str, float]:
 
 
 METHODS: dict[str, Callable[[Setting], dict[str, float]]] = {
-    "accuracy_aware": by_search,
-    "steps up and down": by_steps,
-    "brute force": by_brute_force,
+    "accuracy_aware, 3 epochs a rate at most": by_search,
+    "accuracy_aware, 3 epochs, going on": lambda own: by_search(own, go_back=False),
+    "accuracy_aware, 8 epochs": lambda own: by_search(own, 8),
+    "accuracy_aware, 8 epochs, going on": lambda own: by_search(own, 8, go_back=False),
+    "steps up and down, 3 epochs": by_steps,
+    "brute force, 3 epochs": by_brute_force,
 }
 
 
