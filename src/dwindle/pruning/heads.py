@@ -63,18 +63,16 @@ def by_head(values: Tensor, index: Tensor, heads: int) -> Tensor:
 class TransformerHeadPruner(ObservingPruner):
     """The least important heads go, whole, with all their projections.
 
-    =====================  ================================================================================
-    ``criterion``          importance of a head
-    =====================  ================================================================================
-    ``l1_weight``          mean of the L1 norms of its query, key and value projections (those in the config)
-    ``l2_weight``          the same with L2 norms
-    ``l1_activation``      mean over samples of the L1 norm of what it gives to the output projection
-    ``l2_activation``      the same with L2 norms
-    ``taylor``             mean over samples of ``|dL/dz|`` for a gate ``z = 1`` on the head (Michel et al.,
-                           arXiv:1905.10650, equation 2)
-    ``movement``           ``- sum g w`` over its projections, a mean over optimizer steps: heads whose weights
-                           move towards zero go (Sanh et al., arXiv:2005.07683, equation 5)
-    =====================  ================================================================================
+    ``criterion`` names the importance of a head:
+
+    - ``l1_weight``: mean of the L1 norms of its query, key and value projections (those in the config)
+    - ``l2_weight``: the same with L2 norms
+    - ``l1_activation``: mean over samples of the L1 norm of what it gives to the output projection
+    - ``l2_activation``: the same with L2 norms
+    - ``taylor``: mean over samples of ``|dL/dz|`` for a gate ``z = 1`` on the head (Michel et al.,
+      arXiv:1905.10650, equation 2)
+    - ``movement``: ``- sum g w`` over its projections, a mean over optimizer steps: heads whose weights move
+      towards zero go (Sanh et al., arXiv:2005.07683, equation 5)
 
     Every attention counts that the analysis of the model recognizes (axes of kind ``heads``), whatever its class:
     fused projections, ``nn.MultiheadAttention``, grouped queries (then a head is one of the keys', with all its

@@ -89,13 +89,11 @@ class Gates:
 class TaylorPruner(ObservingPruner):
     """Blocks whose removal would change the loss least, to first order, go.
 
-    ===========  ==========================================================================================
-    ``on``       metric, a mean over batches (or optimizer steps, when a training run is watched)
-    ===========  ==========================================================================================
-    ``weights``  ``sum (g w)^2`` over a block; with ``joint`` ``(sum g w)^2`` (Molchanov et al. 2019)
-    ``gates``    ``(dL/dz)^2`` of a gate ``z = 1`` on each channel (Molchanov et al. 2019, section 3.2)
-    ``outputs``  ``|mean over places of g a|``, a mean over samples (Molchanov et al. 2016, arXiv:1611.06440)
-    ===========  ==========================================================================================
+    ``on`` names the metric, a mean over batches (or optimizer steps, when a training run is watched):
+
+    - ``weights``: ``sum (g w)^2`` over a block; with ``joint`` ``(sum g w)^2`` (Molchanov et al. 2019)
+    - ``gates``: ``(dL/dz)^2`` of a gate ``z = 1`` on each channel (Molchanov et al. 2019, section 3.2)
+    - ``outputs``: ``|mean over places of g a|``, a mean over samples (Molchanov et al. 2016, arXiv:1611.06440)
 
     ``g`` is the loss's gradient, complete: batches whose gradients are accumulated for one optimizer step count as
     one. With example inputs gates and outputs are those that the next layers read, behind norms and activation
