@@ -377,6 +377,7 @@ def test_masks_that_were_made_before(found: list[dict[str, Any]]) -> None:
     assert int((alone["block.0.weight"] == 0).sum()) == 13 * 16 // 2
 
 
+@pytest.mark.filterwarnings("ignore:MovementPruner")
 def test_accelerate(found: list[dict[str, Any]]) -> None:
     pytest.importorskip("accelerate")
     check_same([own["accelerate"] for own in found], accelerated(None))
