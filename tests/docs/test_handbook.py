@@ -20,23 +20,30 @@ GAP = "…"
 
 
 @cache
-def source_messages() -> list[str]:
-    """Return the texts of the sources, with a sign in place of what is filled in."""
+def sources() -> dict[Path, str]:
+    """Return the text of every source file."""
+    return {path: path.read_text() for path in (ROOT / "src/dwindle").rglob("*.py")}
+
+
+@cache
+def messages_of(path: Path) -> list[str]:
+    """Return the texts in a source file, with a sign in place of what is filled in."""
     found = []
-    for path in (ROOT / "src/dwindle").rglob("*.py"):
-        for node in ast.walk(ast.parse(path.read_text())):
-            if isinstance(node, ast.JoinedStr):
-                parts = [part.value if isinstance(part, ast.Constant) else GAP for part in node.values]
-                found.append("".join(map(str, parts)))
-            elif isinstance(node, ast.Constant) and isinstance(node.value, str):
-                found.append(node.value)
+    for node in ast.walk(ast.parse(sources()[path])):
+        if isinstance(node, ast.JoinedStr):
+            parts = [part.value if isinstance(part, ast.Constant) else GAP for part in node.values]
+            found.append("".join(map(str, parts)))
+        elif isinstance(node, ast.Constant) and isinstance(node.value, str):
+            found.append(node.value)
     return found
 
 
 def is_said(message: str) -> bool:
     """Say whether a text of the sources holds all parts of a quoted message, in their order."""
     pattern = re.compile(".*".join(re.escape(part) for part in message.split(GAP)), re.S)
-    return any(pattern.search(text) for text in source_messages())
+    words = re.findall(r"[a-z]{3,}", message)
+    likely = [path for path, text in sources().items() if all(word in text for word in words)]
+    return any(pattern.search(text) for path in likely for text in messages_of(path))
 
 
 QUOTED = re.findall(r"^### `(.+)`$", (DOCS / "troubleshooting.md").read_text(), flags=re.M)
