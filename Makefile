@@ -35,4 +35,4 @@ format: $(STAMP)
 	$(VENV)/bin/ruff check --fix src tests benchmarks tools
 
 clean:
-	rm -rf $(VENV) .pytest_cache .mypy_cache .ruff_cache
+	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache

@@ -172,3 +172,12 @@ def test_methods_have_a_formula_and_a_paper(page: str, name: str) -> None:
     assert any(len(re.findall(r"`[^`]+`", line)) >= 2 or "baseline" in line for line in said), (
         f"{name}: no formula"
     )
+
+
+def test_each_extension_takes_at_most_forty_lines() -> None:
+    chapters = (DOCS / "extending.md").read_text().split("\n## ")[1:]
+    assert len(chapters) == 5
+    for chapter in chapters:
+        blocks = re.findall(r"^```python\n(.*?)^```", chapter, flags=re.S | re.M)
+        assert blocks
+        assert sum(bool(line.strip()) for block in blocks for line in block.splitlines()) <= 40, chapter[:40]
