@@ -32,6 +32,7 @@ from dwindle.measure.structure import (
     with_batch,
 )
 from dwindle.quantization.aware_training import finished
+from dwindle.simulate import refuse_shards
 
 FORMATS = {".onnx": "onnx", ".xml": "openvino", ".pt2": "torch"}
 FLOAT_TOLERANCE = 1e-3
@@ -157,6 +158,7 @@ def export(
         raise ConfigError(f"{str(path)!r} is a directory; give the name of a file in it")
     begin = time.perf_counter()
     model = finished(model)
+    refuse_shards(model, "dw.export")
     args, kwargs = example_call(model, example_inputs, example_kwargs)
     structure = structure_of(model, args, kwargs)
     path.parent.mkdir(parents=True, exist_ok=True)

@@ -23,6 +23,7 @@ from dwindle.export.state_file import write_state
 from dwindle.measure.structure import example_call
 from dwindle.quantization.aware_training import finished
 from dwindle.realize import RewrittenModel
+from dwindle.simulate import refuse_shards
 
 
 def save(
@@ -80,6 +81,7 @@ def save(
             f"save takes a module or a result with .model, not {type(result_or_model).__name__}"
         )
     model = finished(model)
+    refuse_shards(model, "dw.save")
     target = Path(directory)
     _check_target(target, overwrite)
     content = _describe(model, describe_source(source, source_kwargs), metadata)

@@ -40,6 +40,7 @@ from dwindle.quantization.simulation import ObservingMode, Simulation, attach, i
 from dwindle.quantization.smoothing import smooth as smooth_activations
 from dwindle.quantization.useful_ranges import useful_ranges
 from dwindle.quantization.weights import check_weight_range
+from dwindle.simulate import refuse_shards
 from dwindle.training.inputs import Inputs, forward_inputs, input_batches
 from dwindle.training.progress import tracked
 
@@ -154,6 +155,7 @@ def quantize(
         ConfigError: An argument is not valid, nothing can be quantized, or the model is quantized already.
         DwindleError: Values that are not finite were met where they cannot be passed over.
     """
+    refuse_shards(model, "dw.quantize")
     if evaluate is not None:
         options = {name: value for name, value in locals().items() if name in _OPTIONS}
         return quantize_within(model, calibration_data, evaluate, max_drop, quantize, **options).model

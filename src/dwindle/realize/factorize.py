@@ -33,6 +33,7 @@ from dwindle.realize.chain_proof import TOLERANCE, chain_difference
 from dwindle.realize.module_places import ModulePlaces
 from dwindle.realize.optimizer import carry_over
 from dwindle.realize.packing import floating_outputs
+from dwindle.simulate import refuse_shards
 from dwindle.training.inputs import Inputs
 from dwindle.training.model_pass import undisturbed
 from dwindle.training.progress import tracked
@@ -86,6 +87,7 @@ def factorize(
         CaptureError: The model fails on the inputs.
         RealizeError: A chain was not proven equal to its product, or the model fails with it; it is as it was.
     """
+    refuse_shards(model, "dw.factorize")
     unit, share = check_target(target)
     common = _common(method, rank, rank_ratio, energy, round_to, minimum)
     if share is None and config_list is None and rank is None and rank_ratio is None and energy is None:

@@ -65,6 +65,7 @@ def realize(
         RealizeError: The small model was not proven equal; the model is left as it was.
     """
     inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)
+    simulate.refuse_shards(model, "dw.realize")
     _refuse_quantized(model)
     with carried_quantizers(model, optimizer) as carried:
         carried.result = _realize(

@@ -21,6 +21,7 @@ from dwindle.realize.repair import repair_inputs, repair_on
 from dwindle.realize.selection import Selection, select
 from dwindle.realize.shrink import ShrinkResult, liven, shrink, zero_removed
 from dwindle.realize.wish import Wish
+from dwindle.simulate import refuse_shards
 
 
 def prune(
@@ -92,6 +93,7 @@ def prune(
         CaptureError: The model fails on the inputs.
         RealizeError: The small model was not proven equal; the model is left as it was.
     """
+    refuse_shards(model, "dw.prune")
     wish = Wish(
         ratio=ratio,
         target=target,

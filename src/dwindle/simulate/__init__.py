@@ -12,7 +12,15 @@ from dwindle.simulate.functional import OperationTarget, operations, register_op
 from dwindle.simulate.gathering import gathered
 from dwindle.simulate.learned import Gate, ScoredMask, straight_through
 from dwindle.simulate.masks import attach_mask, attach_masks, get_masks, masks_as_nested, set_mask
-from dwindle.simulate.sharding import has_shards, is_shard, reshard, spread_like, whole, write_whole
+from dwindle.simulate.sharding import (
+    has_shards,
+    is_shard,
+    refuse_shards,
+    reshard,
+    spread_like,
+    whole,
+    write_whole,
+)
 from dwindle.simulate.simulators import RESERVED, STAGES, MaskSimulator
 
 __all__ = [
@@ -33,6 +41,7 @@ __all__ = [
     "masks_as_nested",
     "operations",
     "plain_state_dict",
+    "refuse_shards",
     "register_operation_simulator",
     "register_simulator",
     "reshard",

@@ -16,7 +16,16 @@ from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError
 
-__all__ = ["has_shards", "is_shard", "reshard", "sharded_parameter", "spread_like", "whole", "write_whole"]
+__all__ = [
+    "has_shards",
+    "is_shard",
+    "refuse_shards",
+    "reshard",
+    "sharded_parameter",
+    "spread_like",
+    "whole",
+    "write_whole",
+]
 
 
 def is_shard(tensor: object) -> bool:
@@ -74,6 +83,23 @@ def sharded_parameter(module: nn.Module, name: str, parameter: Tensor) -> Tensor
             "fully_shard makes; compression works with fully_shard, not with tensor parallelism"
         )
     return parameter
+
+
+def refuse_shards(model: nn.Module, verb: str) -> None:
+    """Refuse a model that ``fully_shard`` has cut up, where its weights are looked at or changed.
+
+    Args:
+        model: The model.
+        verb: What was asked for, for the message.
+
+    Raises:
+        ConfigError: It is cut up.
+    """
+    if has_shards(model):
+        raise ConfigError(
+            f"{verb} needs whole weights, but fully_shard has cut this model up; give it "
+            "dwindle.simulate.gathered(model), a plain copy (all processes call that together)"
+        )
 
 
 def whole(tensor: Tensor) -> Tensor:

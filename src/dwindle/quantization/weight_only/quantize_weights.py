@@ -24,6 +24,7 @@ from dwindle.quantization.weight_only.methods import METHODS, WITH_DATA, Method,
 from dwindle.quantization.weight_only.packed_weight import PackedWeight, from_description
 from dwindle.quantization.weight_only.statistics import InputSums, input_sums
 from dwindle.quantization.weight_only.structure import Reading, free_units, readings
+from dwindle.simulate import refuse_shards
 from dwindle.simulate.attaching import (
     detach,
     disabled,
@@ -116,6 +117,7 @@ def quantize_weights(
         ConfigError: An argument is not valid, the model is quantized already, or the data end early.
         DwindleError: Weights or inputs are not finite.
     """
+    refuse_shards(model, "dw.quantize_weights")
     if method not in METHODS:
         raise ConfigError(
             f"method {method!r} is not one of {', '.join(METHODS)}{did_you_mean(method, METHODS)}"
