@@ -135,6 +135,21 @@ def cut_up_too_late() -> str:
     return said
 
 
+def verbs_that_need_whole_weights(folder: str) -> list[str]:
+    """Ask for what cannot be done with parts."""
+    model = cut_up(network())
+    verbs: list[Callable[[], Any]] = [
+        lambda: dw.realize(model, EXAMPLE),
+        lambda: dw.prune(model, (EXAMPLE,), ratio=0.5),
+        lambda: dw.factorize(model, example_inputs=EXAMPLE, rank=2),
+        lambda: dw.quantize(model, [EXAMPLE]),
+        lambda: dw.quantize_weights(model, bits=4),
+        lambda: dw.export(model, f"{folder}/model.onnx", EXAMPLE),
+        lambda: dw.save(model, f"{folder}/saved"),
+    ]
+    return [message_of(verb) for verb in verbs]
+
+
 def put_back(wrapping: str) -> str:
     """An exception in the block: weights are as before, and the model trains on."""
     spread = Spread(METHODS["movement"], wrapping)
@@ -291,6 +306,7 @@ def worker(number: int, port: int, directory: str) -> None:
         put("wanda", lambda: refused(lambda model: WandaPruner(model, WEIGHTS, data=[EXAMPLE])))
         put("data", lambda: refused(lambda model: TaylorPruner(model, WEIGHTS, data=batches())))
         put("pruned before", lambda: pruned_before("shards"))
+        put("verbs", lambda: verbs_that_need_whole_weights(directory))
         put("too late", cut_up_too_late)
         put("put back, ddp", lambda: put_back("ddp after"))
         put("put back, shards", lambda: put_back("shards before"))
@@ -393,6 +409,16 @@ def test_accelerate_resumes_with_what_each_process_has_seen(
         for name in NAMES:
             mask = alone("taylor outputs")[f"mask {name}.weight"]
             assert torch.equal(whole[f"{name}.weight"] == 0, mask == 0)
+
+
+def test_verbs_say_that_they_need_whole_weights(found: list[dict[str, Any]]) -> None:
+    names = ("realize", "prune", "factorize", "quantize", "quantize_weights", "export", "save")
+    for own in found:
+        assert isinstance(own["verbs"], list), own["verbs"]
+        for name, said in zip(names, own["verbs"], strict=True):
+            assert said.startswith(f"dw.{name} needs whole weights, but fully_shard has cut this model up"), (
+                said
+            )
 
 
 @pytest.mark.parametrize(
