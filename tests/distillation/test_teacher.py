@@ -109,7 +109,7 @@ def test_other_losses_of_outputs(name: str) -> None:
     distiller = Distiller(model, teacher=teacher, logits_loss=name, logits_weight=1.0, temperature=1.0)
     losses = train(model, distiller, 30)
     assert losses[-1] < losses[0]
-    with pytest.raises(ConfigError, match="'dk' is not one of kl, dkd, dist; did you mean 'dkd'"):
+    with pytest.raises(ConfigError, match="'dk' is not one of kl, binary, dkd, dist; did you mean 'dkd'"):
         Distiller(model, teacher=teacher, logits_loss="dk")
     with pytest.raises(ConfigError, match="no option 'alpha'"):
         Distiller(model, teacher=teacher, logits_loss=name, logits_options={"alpha": 1.0})

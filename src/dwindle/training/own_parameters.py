@@ -94,7 +94,7 @@ class OwnParameters:
         for compressor in self.compressors:
             wanted = _options_of(compressor)
             if wanted.get("adaptive"):
-                wanted_later = True
+                wanted_later |= next(iter(compressor.parameters()), None) is None  # it has not begun
                 missing = _missing(compressor, known)
                 groups += [_adaptive_group(missing, wanted, multiplier)] if missing else []
         if groups or wanted_later:
