@@ -72,7 +72,7 @@ def compress(model: nn.Module, recipe: Path, loader: Any, epochs: int) -> nn.Mod
         steps_per_epoch=len(loader),
         training_steps=epochs * len(loader),
     ) as run:
-        train(student, loader, epochs, rate=1e-3, run=run)
+        train(student, loader, epochs, rate=2e-3, run=run)
         return run.realize(example_inputs=(images,)).model.eval()
 
 
@@ -92,7 +92,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
         description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
     )
     parser.add_argument("--recipe", type=Path, nargs="+", default=RECIPES)
-    parser.add_argument("--epochs", type=int, help="of the float model; compression takes a third as many")
+    parser.add_argument("--epochs", type=int, help="of the float model; compression takes half as many")
     parser.add_argument("--pictures", type=int, nargs=2, metavar=("TRAIN", "TEST"), help="how many to make")
     parser.add_argument("--small", action="store_true", help="few pictures and epochs: minutes on one core")
     parser.add_argument("--readme", action="store_true", help="write the table into the README")
@@ -108,8 +108,8 @@ def main(arguments: Sequence[str] | None = None) -> str:
     train(model, loader, epochs, rate=2e-3)
     models = {"float": model.eval()}
     for recipe in said.recipe:
-        say(f"{recipe.name}: {(epochs + 2) // 3} epochs")
-        models[recipe.stem.replace("_", " ")] = compress(model, recipe, loader, (epochs + 2) // 3)
+        say(f"{recipe.name}: {(epochs + 1) // 2} epochs")
+        models[recipe.stem.replace("_", " ")] = compress(model, recipe, loader, (epochs + 1) // 2)
     table = table_of(
         models,
         (test.images[:2],),
@@ -123,7 +123,7 @@ def main(arguments: Sequence[str] | None = None) -> str:
     )
     seconds = time.process_time() - begin
     text = (
-        f"{len(data):,} training and {len(test):,} test pictures, {epochs} epochs in float and {(epochs + 2) // 3} "
+        f"{len(data):,} training and {len(test):,} test pictures, {epochs} epochs in float and {(epochs + 1) // 2} "
         "under each recipe; average precision at an overlap of 0.5; batch 1, one thread. Written by "
         f"the run, which took {seconds:.0f} s of processor time.\n\n{table}"
     )

@@ -1,4 +1,4 @@
-"""Shapes to segment: discs, boxes, triangles and rings over real photographs of scikit-image and scikit-learn.
+"""Shapes to segment: discs, triangles and rings over real photographs of scikit-image and scikit-learn.
 
 A shape is filled with a piece of another photograph in a tint and contrast of its own, so neither colour nor texture
 tells what it is; shapes turn, stretch, and cover each other. The left two thirds of every photograph are for training,
@@ -17,7 +17,7 @@ from torch.nn import functional
 
 from dwindle.zoo import read_photograph
 
-CLASSES = ("photograph", "disc", "box", "triangle", "ring")
+CLASSES = ("photograph", "disc", "triangle", "ring")
 
 PHOTOGRAPHS = (
     "astronaut", "brick", "camera", "chelsea", "china", "clock", "coffee", "coins", "flower",
@@ -81,10 +81,6 @@ def _disc(x: Field, y: Field) -> Field:
     return 1 - np.hypot(x, y)
 
 
-def _box(x: Field, y: Field) -> Field:
-    return 0.85 - np.maximum(np.abs(x), np.abs(y))
-
-
 def _triangle(x: Field, y: Field) -> Field:
     return 0.55 - np.maximum(np.maximum(0.87 * x - 0.5 * y, -0.87 * x - 0.5 * y), y)
 
@@ -93,7 +89,7 @@ def _ring(x: Field, y: Field) -> Field:
     return 0.25 - np.abs(np.hypot(x, y) - 0.75)
 
 
-SHAPES: tuple[Callable[[Field, Field], Field], ...] = (_disc, _box, _triangle, _ring)
+SHAPES: tuple[Callable[[Field, Field], Field], ...] = (_disc, _triangle, _ring)
 """Of the classes from 1 on."""
 
 

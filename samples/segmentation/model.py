@@ -57,7 +57,7 @@ class UNet(nn.Module):
         widths: Channels at a half, a quarter, an eighth and a sixteenth of the resolution.
     """
 
-    def __init__(self, classes: int = 5, widths: Sequence[int] = (16, 32, 48, 64)):
+    def __init__(self, classes: int = 4, widths: Sequence[int] = (16, 32, 48, 64)):
         super().__init__()
         half, quarter, eighth, sixteenth = widths
         self.stem = convolution(3, half, stride=2)

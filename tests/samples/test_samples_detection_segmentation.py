@@ -237,7 +237,7 @@ def row(text: str, title: str) -> list[str]:
 
 SMALL = {
     "detection": lambda: FaceDetector((8, 8, 16, 16), 8),
-    "segmentation": lambda: UNet(5, (8, 8, 16, 16)),
+    "segmentation": lambda: UNet(4, (8, 8, 16, 16)),
 }
 
 
