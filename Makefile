@@ -21,8 +21,8 @@ test: $(STAMP)
 	OMP_NUM_THREADS=1 $(PYTHON) -m pytest -n 2 -m "not slow" tests
 
 lint: $(STAMP) docs
-	$(VENV)/bin/ruff check src tests benchmarks tools
-	$(VENV)/bin/ruff format --check src tests benchmarks tools
+	$(VENV)/bin/ruff check src tests benchmarks tools samples
+	$(VENV)/bin/ruff format --check src tests benchmarks tools samples
 	$(VENV)/bin/mypy
 	$(VENV)/bin/lint-imports
 
@@ -31,8 +31,8 @@ docs: $(STAMP)
 	NO_MKDOCS_2_WARNING=1 $(VENV)/bin/mkdocs build --strict
 
 format: $(STAMP)
-	$(VENV)/bin/ruff format src tests benchmarks tools
-	$(VENV)/bin/ruff check --fix src tests benchmarks tools
+	$(VENV)/bin/ruff format src tests benchmarks tools samples
+	$(VENV)/bin/ruff check --fix src tests benchmarks tools samples
 
 clean:
 	rm -rf $(VENV) build .pytest_cache .mypy_cache .ruff_cache
