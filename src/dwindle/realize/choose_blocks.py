@@ -8,6 +8,7 @@ from collections.abc import Callable, Mapping, Sequence
 import torch
 from torch import nn
 
+from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.blocks import Block
 from dwindle.pruning.axis_importance import AxisImportance
@@ -28,6 +29,25 @@ def is_ignored(block: Block, patterns: Sequence[str]) -> bool:
         matches(block, pattern) or any(name.startswith(pattern + ".") for name in block.parameters)
         for pattern in patterns
     )
+
+
+def named_blocks(analysis: Analysis, paths: Sequence[str]) -> list[Block]:
+    """Return the blocks of some paths, in the order in which they run.
+
+    Raises:
+        ConfigError: A path is no residual block, or one that must stay.
+    """
+    by_path = {block.path: block for block in analysis.blocks}
+    for path in paths:
+        if path not in by_path:
+            able = [own.path for own in analysis.blocks if own.reason is None]
+            raise ConfigError(
+                f"blocks: {path!r} is no residual block of this model; those that may go are "
+                f"{', '.join(able) or 'none'}{did_you_mean(path, able)}"
+            )
+        if by_path[path].reason is not None:
+            raise ConfigError(f"blocks: {path!r} must stay: {by_path[path].reason}")
+    return [block for block in analysis.blocks if block.path in set(paths)]
 
 
 def block_scores(

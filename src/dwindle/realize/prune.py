@@ -48,6 +48,8 @@ def prune(
     rewrite: bool = False,
     analysis: Analysis | None = None,
     repair: Any = None,
+    counts: Mapping[str, int] | None = None,
+    blocks: Sequence[str] = (),
 ) -> ShrinkResult:
     """Remove the least important channels, heads and widths of a model, in place, with proof.
 
@@ -87,6 +89,10 @@ def prune(
         analysis: An analysis made before, to save the time.
         repair: Unlabelled inputs with which :func:`dwindle.repair` then makes up for what was removed, as its ``data``;
             what it did stands in ``result.repair``.
+        counts: Instead of ``ratio``: how many indices of each axis stay, by a parameter and dimension that has it
+            (``{"layer1.0.conv1.weight[0]": 24}``). Axes that are not named stay whole, except where one that is named
+            forces them. What searches find is said in this way.
+        blocks: Paths of residual blocks that go, alone or beside ``counts``.
 
     Raises:
         ConfigError: An argument is not valid; the model was not touched.
@@ -109,7 +115,11 @@ def prune(
         uniform=uniform,
         data=data,
         loss=loss,
+        counts=counts,
+        blocks=tuple(blocks),
     )
+    if rewrite and blocks:
+        raise ConfigError("rewrite: blocks are taken out of the user's own module, not of a rewritten graph")
     if rewrite and wish.asks_for("block"):
         raise ConfigError("rewrite: blocks are taken out of the user's own module, not of a rewritten graph")
     inputs = tuple(example_inputs) if isinstance(example_inputs, tuple | list) else (example_inputs,)

@@ -22,9 +22,10 @@ from dwindle.realize.choose import (
     local_counts,
     scores_by_axis,
 )
-from dwindle.realize.choose_blocks import select_blocks
+from dwindle.realize.choose_blocks import named_blocks, select_blocks
 from dwindle.realize.cost import CostModel
 from dwindle.realize.experts import choose_experts, left_mixtures
+from dwindle.realize.named_axes import counts_by_name
 from dwindle.realize.priced_counts import counts_by_price
 from dwindle.realize.shrink import Keep
 from dwindle.realize.surgery import _held, tensor_slots
@@ -98,6 +99,8 @@ def select(model: nn.Module, analysis: Analysis, wish: Wish) -> Selection:
 def _blocks(
     model: nn.Module, analysis: Analysis, wish: Wish, tensors: dict[str, torch.Tensor], *, alone: bool
 ) -> list[Any]:
+    if wish.blocks:
+        return named_blocks(analysis, wish.blocks)
     if not wish.asks_for("block"):
         return []
     return select_blocks(
@@ -147,7 +150,10 @@ class _Indices:
     def _once(self) -> Keep:
         wish = self.wish
         steps = count_steps(self.analysis, wish.round_to)
-        if wish.target is not None and self.infos:
+        if wish.is_named:
+            every = [info for info in self.analysis.selected() if wish.wants(info)]
+            counts = self.solver.solve(counts_by_name(every, wish.counts or {}), steps)
+        elif wish.target is not None and self.infos:
             ((name, share),) = wish.target.items()
             cost = CostModel.of(self.analysis, self.removed_blocks)
             share = min(1.0, float(share) * CostModel.of(self.analysis).cost(name, {}) / cost.cost(name, {}))

@@ -42,6 +42,8 @@ class Wish:
     uniform: bool
     data: Any = None
     loss: Loss = functional.cross_entropy
+    counts: Mapping[str, int] | None = None
+    blocks: Sequence[str] = ()
 
     def __post_init__(self) -> None:
         self._check_amount()
@@ -64,10 +66,21 @@ class Wish:
                 raise ConfigError(f"{name}: {ratio} is not between 0 and 1")
         check_data(self.importance, self.data)
 
+    @property
+    def is_named(self) -> bool:
+        """Whether it says by name what stays and what goes."""
+        return self.counts is not None or bool(self.blocks)
+
     def _check_amount(self) -> None:
-        if (self.ratio is None) == (self.target is None):
+        given = [self.ratio is not None, self.target is not None, self.is_named]
+        if sum(given) != 1:
             raise ConfigError(
-                "give either ratio= (share of each axis to remove) or target= (share of the cost to keep)"
+                "give either ratio= (share of each axis to remove) or target= (share of the cost to keep), or say by "
+                "name what stays, with counts= and blocks="
+            )
+        if self.is_named and (self.ratios or self.asks_for("block") or self.asks_for("expert") or self.uniform):
+            raise ConfigError(
+                "counts= and blocks= name what stays and goes: leave ratios=, uniform= and axes=['block'] out"
             )
         if self.ratio is not None and not 0 <= self.ratio <= 1:
             raise ConfigError(f"ratio: {self.ratio} is not between 0 and 1")

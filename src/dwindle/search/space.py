@@ -10,6 +10,7 @@ from dwindle.graph.analysis import Analysis, AxisInfo
 from dwindle.graph.axes import Axis
 from dwindle.graph.counts import Counts, CountSolver
 from dwindle.realize.choose import is_named
+from dwindle.realize.named_axes import axis_names
 
 __all__ = ["NamedCounts", "Space", "Variable"]
 
@@ -121,7 +122,7 @@ class Space:
             key=lambda info: (min(order.get(name, len(order)) for name, _ in info.parameter_dims), info.id)
         )
         variables = []
-        for name, info in zip(_names(infos), infos, strict=True):
+        for name, info in zip(axis_names(infos), infos, strict=True):
             least = (floors or {}).get(name, max(minimum, round(info.size * (1 - largest_ratio))))
             variables.append(Variable(name, info, min(info.size, least)))
         return cls(variables, analysis.solver, round_to)
@@ -296,21 +297,6 @@ def check_reachable(lowest: float, budget: float, full: float) -> None:
             f"budget: {budget / full:.4g} of the model's cost cannot be reached; "
             f"the smallest model of the space costs {lowest / full:.4g} (largest_ratio and minimum bound it)"
         )
-
-
-def _names(infos: Sequence[AxisInfo]) -> list[str]:
-    """A name for each axis: a weight that it is the output of, where no other axis has the same place."""
-    places: dict[tuple[str, int], int] = {}
-    for info in infos:
-        for place in info.parameter_dims:
-            places[place] = places.get(place, 0) + 1
-    names: list[str] = []
-    for info in infos:
-        own = [place for place in info.parameter_dims if places[place] == 1] or info.parameter_dims
-        name, dim = next((p for p in own if p[1] == 0 and p[0].endswith("weight")), own[0])
-        text = f"{name}[{dim}]"
-        names.append(text if text not in names else f"{text}#{info.id}")
-    return names
 
 
 def _order_of_use(analysis: Analysis) -> dict[str, int]:

@@ -29,12 +29,14 @@ class PruneTarget(Part):
 class PruneStage(Stage):
     """Remove whole channels, heads and features, and make the small model at once.
 
-    Give one of ``ratio``, ``target`` and ``config_list``.
+    Give one of ``ratio``, ``target``, ``config_list``, and ``counts`` or ``blocks`` or both.
 
     Attributes:
         ratio: Share of every prunable axis that goes.
         target: What should be left, such as ``{macs: 0.35}``.
         config_list: Pruning settings with NNI's keys, for ``pruner``.
+        counts: How many indices of each axis stay, by a parameter and dimension that has it; the others stay whole.
+        blocks: Paths of residual blocks that go.
         pruner: Which pruner reads ``config_list``.
         importance: What decides which indices stay, as in ``dw.prune``.
         data_batches: Batches for an importance that runs the model (training data where it needs labels, otherwise
@@ -51,6 +53,8 @@ class PruneStage(Stage):
     ratio: Fraction | None = None
     target: PruneTarget | None = None
     config_list: list[dict[str, Any]] | None = None
+    counts: dict[str, Count] = Field(default_factory=dict)
+    blocks: list[str] = Field(default_factory=list)
     pruner: Literal["l1", "l2", "fpgm", "random"] = "l1"
     importance: Literal[
         "l1", "l2", "fpgm", "random", "group_norm", "taylor", "fisher", "hessian", "outputs", "activation"
@@ -63,10 +67,11 @@ class PruneStage(Stage):
 
     @model_validator(mode="after")
     def _one(self) -> PruneStage:
-        if sum(value is not None for value in (self.ratio, self.target, self.config_list)) != 1:
-            raise ValueError("give one of ratio, target and config_list")
+        named = self.counts or self.blocks or None
+        if sum(value is not None for value in (self.ratio, self.target, self.config_list, named)) != 1:
+            raise ValueError("give one of ratio, target, config_list, and counts or blocks")
         if self.repair and self.config_list is not None:
-            raise ValueError("repair goes with ratio or target, not with config_list")
+            raise ValueError("repair goes with ratio, target, counts and blocks, not with config_list")
         return self
 
 

@@ -74,8 +74,10 @@ def _shrink(
         options: dict[str, Any] = {"importance": stage.importance, "scope": stage.scope, **stage.options}
         if stage.target is not None:
             options["target"] = stage.target.model_dump(exclude_none=True)
-        else:
+        elif stage.ratio is not None:
             options["ratio"] = stage.ratio
+        else:
+            options.update(counts=stage.counts, blocks=stage.blocks)
         options["data"] = _data(context, stage)
         if stage.repair:
             options["repair"] = context.data.calibration_inputs(stage.data_batches)
