@@ -19,15 +19,28 @@ from dwindle.search.sensitivities import SensitivityPoint, SensitivityResult, Se
 from dwindle.search.sensitivity import Sensitivity
 from dwindle.search.space import Space, Variable
 from dwindle.search.storage import TrialStore
+from dwindle.search.studies import (
+    Assessment,
+    Hopeless,
+    StudyResult,
+    StudyTrial,
+    Subject,
+    SubjectMaker,
+    load_study,
+    run_study,
+    work_on_study,
+)
 from dwindle.search.trial import Trial, sensitivity_curves
 
 __all__ = [
     "AMC",
     "AgentOptions",
     "Algorithm",
+    "Assessment",
     "AutoCompress",
     "AutoQ",
     "BitProblem",
+    "Hopeless",
     "LeGR",
     "NetAdapt",
     "Outcome",
@@ -41,10 +54,17 @@ __all__ = [
     "SensitivityTarget",
     "SimulatedAnnealing",
     "Space",
+    "StudyResult",
+    "StudyTrial",
+    "Subject",
+    "SubjectMaker",
     "Trial",
     "TrialStore",
     "Variable",
+    "load_study",
     "run_search",
+    "run_study",
     "search_bits",
     "sensitivity_curves",
+    "work_on_study",
 ]
