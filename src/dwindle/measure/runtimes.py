@@ -287,15 +287,19 @@ class OnnxRuntime(Runtime):
         require("onnxruntime", "onnx")
         require("onnx", "onnx")
 
-    def load(self, path: Path) -> Any:
-        """Open an ``.onnx`` file."""
-        onnxruntime = require("onnxruntime", "onnx")
-        options = onnxruntime.SessionOptions()
+    def options(self) -> Any:
+        """Return the options of a session."""
+        options = require("onnxruntime", "onnx").SessionOptions()
         options.log_severity_level = 3
         options.inter_op_num_threads = 1
         options.add_session_config_entry("session.force_spinning_stop", "1")
         if self.threads is not None:
             options.intra_op_num_threads = self.threads
+        return options
+
+    def load(self, path: Path) -> Any:
+        """Open an ``.onnx`` file."""
+        onnxruntime, options = require("onnxruntime", "onnx"), self.options()
         try:
             return onnxruntime.InferenceSession(str(path), options, providers=["CPUExecutionProvider"])
         except Exception as error:  # its exception classes are not importable by a stable name
@@ -348,16 +352,20 @@ class OpenVinoRuntime(Runtime):
         require("openvino", "openvino")
         require("onnx", "onnx")
 
-    def load(self, path: Path) -> Any:
-        """Open an ``.onnx`` or ``.xml`` file."""
-        openvino = require("openvino", "openvino")
+    def settings(self) -> dict[str, Any]:
+        """Return the settings of a compiled model."""
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
         if self.precision is not None:
             config["INFERENCE_PRECISION_HINT"] = self.precision
         if self.threads is not None:
             config["INFERENCE_NUM_THREADS"] = str(self.threads)
+        return config
+
+    def load(self, path: Path) -> Any:
+        """Open an ``.onnx`` or ``.xml`` file."""
+        openvino = require("openvino", "openvino")
         try:
-            compiled = openvino.Core().compile_model(str(path), "CPU", config)
+            compiled = openvino.Core().compile_model(str(path), "CPU", self.settings())
         except Exception as error:  # each front end raises classes of its own
             raise ConfigError(f"OpenVINO cannot load {path}: {error}") from error
         return compiled.create_infer_request()

@@ -11,6 +11,7 @@ from dwindle.search.auto_compress import AutoCompress
 from dwindle.search.auto_q import AutoQ, search_bits
 from dwindle.search.bit_problem import BitProblem
 from dwindle.search.ddpg import AgentOptions
+from dwindle.search.latency_prediction import LatencyPredictor, latency_predictor
 from dwindle.search.netadapt import NetAdapt
 from dwindle.search.problem import Problem
 from dwindle.search.result import SearchResult
@@ -41,6 +42,7 @@ __all__ = [
     "AutoQ",
     "BitProblem",
     "Hopeless",
+    "LatencyPredictor",
     "LeGR",
     "NetAdapt",
     "Outcome",
@@ -61,6 +63,7 @@ __all__ = [
     "Trial",
     "TrialStore",
     "Variable",
+    "latency_predictor",
     "load_study",
     "run_search",
     "run_study",

@@ -1,0 +1,107 @@
+"""Fits composed times to measured ones: a scale for each class of operators, and a constant.
+
+What layers take by themselves differs from what they take in a model: caches are colder or warmer, runtimes fuse more,
+and a call has a cost of its own. A handful of whole models, cut differently, tells by how much.
+"""
+
+from __future__ import annotations
+
+import statistics
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from dwindle.config.errors import ConfigError
+
+__all__ = ["Calibration", "PredictionError", "calibrated"]
+
+#: How strongly scales hold to the common one: what a relative move of 1 costs, in squared relative errors.
+RIDGE = 0.02
+
+
+@dataclass(frozen=True, slots=True)
+class PredictionError:
+    """Relative errors of predictions for models that were measured but not used for the prediction.
+
+    Attributes:
+        median: Half of the predictions are closer.
+        worst: The largest.
+        models: How many models were held out, one at a time.
+    """
+
+    median: float
+    worst: float
+    models: int
+
+
+@dataclass(frozen=True, slots=True)
+class Calibration:
+    """How composed times become times of whole models.
+
+    Attributes:
+        constant: Seconds that every model takes.
+        scales: Factor of each class of operators.
+        error: Of held-out measurements.
+    """
+
+    constant: float
+    scales: tuple[float, ...]
+    error: PredictionError
+
+    def seconds(self, composed: Sequence[float] | np.ndarray) -> float:
+        """Return the predicted time of a model from the times of its classes."""
+        return float(self.constant + np.dot(self.scales, composed))
+
+
+def calibrated(composed: np.ndarray, measured: Sequence[float]) -> Calibration:
+    """Fit scales, and report the error of leaving each measurement out of its own fit.
+
+    Args:
+        composed: ``[models, classes]`` in seconds.
+        measured: Seconds of each model.
+
+    Raises:
+        ConfigError: There are fewer than three models, or a time is not above zero.
+    """
+    composed, times = np.asarray(composed, np.float64), np.asarray(measured, np.float64)
+    if len(times) < 3 or not (np.isfinite(times).all() and (times > 0).all()):
+        raise ConfigError("a calibration takes at least three models with measured times above zero")
+    errors = []
+    for number in range(len(times)):
+        rest = np.arange(len(times)) != number
+        constant, scales = _fit(composed[rest], times[rest])
+        errors.append(abs(constant + composed[number] @ scales - times[number]) / times[number])
+    constant, scales = _fit(composed, times)
+    error = PredictionError(float(statistics.median(errors)), float(max(errors)), len(times))
+    return Calibration(constant, tuple(scales.tolist()), error)
+
+
+def _fit(composed: np.ndarray, times: np.ndarray) -> tuple[float, np.ndarray]:
+    """Return a constant and scales, all at or above zero, of least squared relative error with a ridge.
+
+    The ridge draws scales to the common factor of all classes, and the constant to zero.
+    """
+    total = composed.sum(1) / times
+    common = float(total.sum() / (total**2).sum())
+    # unknowns: relative moves of the scales, and the constant as a share of the smallest time
+    unit = float(times.min())
+    design = np.concatenate([common * composed, np.full((len(times), 1), unit)], 1) / times[:, None]
+    start = np.append(np.ones(composed.shape[1]), 0.0)
+    gram = design.T @ design + RIDGE * np.eye(len(start))
+    target = design.T @ np.ones(len(times)) + RIDGE * start
+    found = _nonnegative(gram, target, start)
+    return unit * float(found[-1]), common * found[:-1]
+
+
+def _nonnegative(gram: np.ndarray, target: np.ndarray, start: np.ndarray) -> np.ndarray:
+    """Minimize ``x gram x / 2 - target x`` over ``x >= 0``, one coordinate after another (it is strictly convex)."""
+    found = start.copy()
+    for _ in range(10_000):
+        before = found.copy()
+        for place in range(len(found)):
+            step = (target[place] - gram[place] @ found) / gram[place, place]
+            found[place] = max(0.0, found[place] + step)
+        if np.abs(found - before).max() < 1e-12:
+            break
+    return found
