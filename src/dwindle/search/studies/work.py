@@ -22,6 +22,8 @@ from dwindle.search.studies.subject import Assessment, Hopeless, Subject
 
 __all__ = ["Worker"]
 
+_PROPOSAL = "dwindle:proposal"
+
 
 class Worker:
     """Works on the trials of a study until all are finished.
@@ -160,7 +162,10 @@ class Worker:
         """Draw the parameters of a trial; what an earlier holder of it drew, stays."""
         while True:
             current = self._storage.get_trial(trial_id)
-            given = {**current.system_attrs.get("fixed_params", {}), **current.params}
+            notes = current.system_attrs
+            given = {**notes.get("fixed_params", {}), **notes.get(_PROPOSAL, {})}
+            if _PROPOSAL in notes:
+                given |= current.params
             study = self.plan.view(self.plan.all_trials(), current.number)
             with quiet():
                 if given:
@@ -168,6 +173,10 @@ class Worker:
                 view = study.ask()
                 candidate = dict(self.subject.suggest(view))
             drawn = view.params
+            # All at once, before the storage gets them one by one: a worker that is killed between two of them leaves
+            # no parameters beside which others would be drawn.
+            if _PROPOSAL not in notes:
+                self._storage.set_trial_system_attr(trial_id, _PROPOSAL, drawn)
             for name, distribution in view.distributions.items():
                 if name not in current.params:
                     internal = distribution.to_internal_repr(drawn[name])
@@ -183,7 +192,7 @@ class Worker:
         kept = self._storage.get_trial(trial_id).system_attrs
         notes = view.study.get_trials(deepcopy=False)[-1].system_attrs
         for key, value in notes.items():
-            if key not in (KEY, "fixed_params") and kept.get(key) != value:
+            if key not in (KEY, _PROPOSAL, "fixed_params") and kept.get(key) != value:
                 self._storage.set_trial_system_attr(trial_id, key, value)
 
     def _finish(
