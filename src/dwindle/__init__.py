@@ -23,6 +23,7 @@ _NAMES = {
     "repair": "dwindle.realize",
     "prune_in_rounds": "dwindle.realize",
     "sensitivity": "dwindle.search.sensitivities",
+    "auto": "dwindle.search.auto",
     "quantize": "dwindle.quantization",
     "quantize_weights": "dwindle.quantization",
     "pack_weights": "dwindle.realize",

@@ -11,6 +11,7 @@ from torch import nn
 from dwindle.export.capture import capture
 from dwindle.export.onnx_file import OPSET, has_dynamic_batch, write_onnx
 from dwindle.measure.structure import InputStructure
+from dwindle.quantization.aware_training import finished
 
 
 @dataclass
@@ -55,7 +56,7 @@ def write_onnx_of(
     """Write a model as ONNX.
 
     Args:
-        model: The model; it is left as it was.
+        model: The model; it is left as it was. One that is trained with quantizers is written as the integer model.
         structure: Its example inputs.
         path: The ``.onnx`` file.
         dynamic_batch: See :func:`dwindle.export.capture.capture`.
@@ -66,6 +67,7 @@ def write_onnx_of(
     Raises:
         ExportError: The model has no ONNX form.
     """
+    model = finished(model)
     if is_quantized(model):
         return _write_quantized(model, structure, path, dynamic_batch, opset)
     if _has_packed_weights(model):

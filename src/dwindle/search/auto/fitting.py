@@ -1,0 +1,206 @@
+"""From a wish (which blocks go, how axes share the loss) to a candidate that was measured to be within the budget."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from dwindle.config.errors import DwindleError
+from dwindle.graph.counts import Counts
+from dwindle.search.auto.allocation import greedy_counts, importance_harm, uniform_counts
+from dwindle.search.auto.candidate import Candidate
+from dwindle.search.auto.limits import Limit
+from dwindle.search.auto.making import built, integer_model
+from dwindle.search.auto.predicting import PredictedCosts, Predictor
+from dwindle.search.auto.variant import Variant, Workpiece
+from dwindle.search.auto.workbench import Workbench
+from dwindle.search.space import Space
+
+__all__ = ["Fitted", "Fitter", "Share"]
+
+#: Measured latencies may lie this far above their limit: two measurements of one model differ by about as much.
+TOLERANCE = 0.02
+
+#: Where the first predictions aim, below the limit.
+_AIM = 0.98
+
+#: So many small models are built and measured for one candidate.
+_ROUNDS = 5
+
+Share = Callable[[Variant, PredictedCosts], "Counts | None"]
+"""How the axes of a variant share what must go: from predictions to counts; None where the budget is out of reach."""
+
+
+@dataclass(frozen=True)
+class Fitted:
+    """A candidate with what it was measured to cost.
+
+    Attributes:
+        candidate: The candidate.
+        costs: In the units of the costs, by name.
+        over: The largest cost over what is allowed; at most 1, and a tolerance for times, is within the budget.
+    """
+
+    candidate: Candidate
+    costs: dict[str, float]
+    over: float
+
+    @property
+    def fits(self) -> bool:
+        """Whether it is within the budget."""
+        return self.over <= 1 + TOLERANCE
+
+
+class Fitter:
+    """Makes candidates that fit a budget.
+
+    Args:
+        workpiece: The original and its variants.
+        bench: Measures.
+        limits: The budget.
+        backend: Where candidates will run.
+        latency_of: ``latency_of(variant, cost, integers, float_layers)`` gives a predictor of milliseconds.
+    """
+
+    def __init__(
+        self,
+        workpiece: Workpiece,
+        bench: Workbench,
+        limits: Sequence[Limit],
+        backend: str,
+        latency_of: Callable[[Variant, str, bool, Sequence[str]], Predictor],
+    ) -> None:
+        self.workpiece, self.bench, self.limits, self.backend = workpiece, bench, tuple(limits), backend
+        self.allowed = {limit.cost: limit.allowed(bench.whole[limit.cost]) for limit in limits}
+        self._latency_of = latency_of
+        self._measured: dict[str, dict[str, float]] = {}
+
+    def measure(self, candidate: Candidate) -> Fitted:
+        """Build the model of a candidate, without training, and measure it; kept."""
+        if candidate.key not in self._measured:
+            small = built(self.workpiece, candidate)
+            integers = candidate.numbers == "int8"
+            model = small
+            if integers:
+                few = self.workpiece.batches[:1]
+                model = integer_model(self.workpiece, candidate, small, self.backend, few)
+            self._measured[candidate.key] = self.bench.measure(
+                model, small, integers=integers, float_layers=candidate.float_layers
+            )
+        costs = self._measured[candidate.key]
+        return Fitted(candidate, costs, max(costs[name] / most for name, most in self.allowed.items()))
+
+    def fit(self, base: Candidate, share: Share) -> Fitted | None:
+        """Choose counts for a candidate that has none, so that what is measured is just within the budget.
+
+        Predictions are corrected by each measurement and counts chosen anew, until a model is within the limits and
+        uses most of what is allowed.
+
+        Args:
+            base: Its blocks, ranks, numbers and layers in float.
+            share: How the axes share what must go.
+
+        Returns:
+            The largest that fits; else what came nearest; None where the budget is out of reach.
+        """
+        variant = self.workpiece.variant(base.blocks, base.ranks if base.factorize_first else {})
+        whole = self._measured_or_none(base)
+        if whole is not None and (whole.fits or not variant.can_shrink):
+            return whole
+        if not variant.can_shrink:
+            return None
+        costs = self._costs(variant, base)
+        if whole is not None:
+            costs.observe(variant.space.full(), whole.costs)
+        best: Fitted | None = None
+        seen: set[str] = set()
+        for _ in range(_ROUNDS):
+            counts = share(variant, costs)
+            if counts is None:
+                break
+            candidate = base.but(counts=cut_counts(variant.space, counts))
+            if candidate.key in seen:
+                break
+            seen.add(candidate.key)
+            now = self._measured_or_none(candidate)
+            if now is None:
+                break
+            if best is None or _rank(now) > _rank(best):
+                best = now
+            if now.fits and now.over >= _AIM - 0.04:
+                break
+            costs.observe(counts, {name: value / _AIM for name, value in now.costs.items()})
+        return best
+
+    def _measured_or_none(self, candidate: Candidate) -> Fitted | None:
+        try:
+            return self.measure(candidate)
+        except DwindleError:
+            return (
+                None  # a cut that cannot be proven, a layer that has no int8 form: another candidate's turn
+            )
+
+    def _costs(self, variant: Variant, base: Candidate) -> PredictedCosts:
+        integers = base.numbers == "int8"
+        latencies = {
+            limit.cost: self._latency_of(variant, limit.cost, integers, base.float_layers)
+            for limit in self.limits
+            if limit.cost.startswith("latency:")
+        }
+        return PredictedCosts(
+            variant.problem.analysis,
+            self.limits,
+            self.allowed,
+            integers=integers,
+            float_layers=base.float_layers,
+            latencies=latencies,
+        )
+
+
+def _rank(fitted: Fitted) -> tuple[bool, float]:
+    """Within the budget and the largest, else the nearest above."""
+    return fitted.fits, fitted.over if fitted.fits else -fitted.over
+
+
+def cut_counts(space: Space, counts: Counts) -> dict[str, int]:
+    """Return the counts of the axes that lose something, by name."""
+    named = space.named(counts)
+    return {v.name: named[v.name] for v in space.variables if named[v.name] < v.size}
+
+
+def greedy_share(
+    importance: str, widths: Callable[[Variant], Mapping[str, Any] | None] | None = None
+) -> Share:
+    """Return the share by importance: what harms least for what it saves goes first.
+
+    Args:
+        importance: As in :func:`dwindle.prune`; one that runs the model is in one unit for all axes.
+        widths: Which counts the runtime likes, by the variables' names.
+    """
+
+    def share(variant: Variant, costs: PredictedCosts) -> Counts | None:
+        harm = importance_harm(variant.scores(importance))
+        return greedy_counts(variant.space, harm, costs.over, widths(variant) if widths else None)
+
+    return share
+
+
+def uniform_share() -> Share:
+    """Return the share by which every axis loses the same part."""
+    return lambda variant, costs: uniform_counts(variant.space, costs.over)
+
+
+def ratio_share(ratios: Mapping[str, float]) -> Share:
+    """Return the share by ratios of the axes, scaled until they fit.
+
+    Args:
+        ratios: By the variables' names; those that are missing keep what fits.
+    """
+
+    def share(variant: Variant, costs: PredictedCosts) -> Counts | None:
+        if max(costs.over(variant.space.smallest())) > 1:
+            return None
+        return variant.space.fit(ratios, lambda counts: max(costs.over(counts)), 1.0)
+
+    return share

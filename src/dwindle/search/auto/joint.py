@@ -1,0 +1,237 @@
+"""The joint search: blocks, ratios of all axes, ranks, numbers and the order of methods at once, within a budget.
+
+Every candidate is made to fit the budget before it is trained: what a trial draws is *how* the axes share what must go
+(how much dearer than its importance each axis is held to be), and counts follow. So no trial is spent on a model that
+is too slow, and the greedy answer is one point of the space, with which the search begins.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Any
+
+from dwindle.config.errors import DwindleError
+from dwindle.graph.counts import Counts
+from dwindle.search.auto.allocation import greedy_counts, importance_harm
+from dwindle.search.auto.candidate import Candidate
+from dwindle.search.auto.fitting import Fitted, Fitter, Share, ratio_share
+from dwindle.search.auto.predicting import PredictedCosts
+from dwindle.search.auto.variant import Variant
+from dwindle.search.space import Variable
+from dwindle.search.studies.subject import Assessment, Direction, Report
+
+if TYPE_CHECKING:
+    from optuna.trial import Trial
+
+__all__ = ["Choices", "JointSubject", "Wish"]
+
+#: Axes may be held to be this much (a factor of e to its power) dearer or cheaper than their importance.
+_TILT = 2.0
+
+Assess = Callable[[Candidate, Report], float]
+
+
+@dataclass(frozen=True)
+class Choices:
+    """What trials choose between.
+
+    Attributes:
+        blocks: Sets of blocks that may go, the empty one among them.
+        importances: Importances by which the greedy share may go.
+        float_layers: Sets of layers that may stay in float in an int8 model.
+        numbers: ``"int8"``, ``"float32"`` or both.
+        ranks: Layers that may become chains, with the full rank of each.
+        starts: Shares of the training behind which rounding begins.
+    """
+
+    blocks: tuple[tuple[str, ...], ...] = ((),)
+    importances: tuple[str, ...] = ("outputs",)
+    float_layers: tuple[tuple[str, ...], ...] = ((),)
+    numbers: tuple[str, ...] = ("int8",)
+    ranks: Mapping[str, int] | None = None
+    starts: tuple[float, ...] = (0.0,)
+
+
+@dataclass(frozen=True)
+class Wish:
+    """What a trial draws: a candidate without counts, and how its axes share what must go.
+
+    Attributes:
+        base: The candidate.
+        share: ``"greedy"`` by importance, or ``"uniform"``.
+        tilts: By axis: how much dearer it is held to be, as a power of e; 0 where it is missing.
+    """
+
+    base: Candidate
+    share: str
+    tilts: Mapping[str, float]
+
+    def to_json(self) -> dict[str, Any]:
+        """Return JSON-ready data."""
+        return {"base": self.base.to_json(), "share": self.share, "tilts": dict(self.tilts)}
+
+    @classmethod
+    def from_json(cls, data: Mapping[str, Any]) -> Wish:
+        """Rebuild a wish."""
+        return cls(Candidate.from_json(data["base"]), str(data["share"]), dict(data["tilts"]))
+
+    def how(self, widths: Callable[[Variant], Mapping[str, Sequence[int]] | None]) -> Share:
+        """Return how axes share what must go.
+
+        Args:
+            widths: Counts that the runtime likes.
+        """
+        if self.share == "uniform":
+            return lambda variant, costs: ratio_share(
+                {
+                    v.name: min(v.largest_ratio, 0.5 * math.exp(-self.tilts.get(v.name, 0.0) / _TILT))
+                    for v in variant.space.variables
+                }
+            )(variant, costs)
+
+        def share(variant: Variant, costs: PredictedCosts) -> Counts | None:
+            plain = importance_harm(variant.scores(self.base.importance))
+
+            def harm(variable: Variable, count: int) -> float:
+                return plain(variable, count) * math.exp(self.tilts.get(variable.name, 0.0))
+
+            return greedy_counts(variant.space, harm, costs.over, widths(variant))
+
+        return share
+
+
+class JointSubject:
+    """Searches the candidates of one model within one budget; see :mod:`dwindle.search.studies`.
+
+    Args:
+        fitter: Makes candidates fit.
+        choices: What trials choose between.
+        assess: ``assess(candidate, report)`` gives the score of a candidate that fits.
+        identity: What must agree for stored trials to be valid.
+        widths: Counts that the runtime likes, by variable.
+    """
+
+    def __init__(
+        self,
+        fitter: Fitter,
+        choices: Choices,
+        assess: Assess,
+        identity: Mapping[str, Any],
+        widths: Callable[[Variant], Mapping[str, Sequence[int]] | None] = lambda variant: None,
+    ) -> None:
+        self.fitter, self.choices = fitter, choices
+        self._assess, self._identity, self._widths = assess, dict(identity), widths
+
+    @property
+    def objectives(self) -> Mapping[str, Direction]:
+        """The score."""
+        return {"score": "maximize"}
+
+    def identity(self) -> Mapping[str, Any]:
+        """What the trials are about."""
+        return self._identity
+
+    def suggest(self, trial: Trial) -> dict[str, Any]:
+        """Draw a wish."""
+        own = self.choices
+        blocks = (
+            own.blocks[trial.suggest_int("blocks", 0, len(own.blocks) - 1)]
+            if len(own.blocks) > 1
+            else own.blocks[0]
+        )
+        numbers = (
+            trial.suggest_categorical("numbers", list(own.numbers))
+            if len(own.numbers) > 1
+            else own.numbers[0]
+        )
+        share = trial.suggest_categorical("share", ["greedy", "uniform"])
+        importance = (
+            trial.suggest_categorical("importance", list(own.importances))
+            if len(own.importances) > 1
+            else own.importances[0]
+        )
+        layers: tuple[str, ...] = own.float_layers[0]
+        if len(own.float_layers) > 1:
+            layers = own.float_layers[trial.suggest_int("float_layers", 0, len(own.float_layers) - 1)]
+        start = (
+            trial.suggest_categorical("quantize_at", list(own.starts))
+            if len(own.starts) > 1
+            else own.starts[0]
+        )
+        ranks: dict[str, int] = {}
+        first = True
+        if own.ranks:
+            for path, full in own.ranks.items():
+                kept = trial.suggest_categorical(f"rank {path}", [1.0, 0.5, 0.25])
+                if kept < 1:
+                    ranks[path] = max(1, int(full * kept))
+            first = (
+                trial.suggest_categorical("order", ["factorize first", "prune first"]) == "factorize first"
+            )
+        tilts = {}
+        for variable in self._tilted():
+            tilts[variable] = trial.suggest_float(f"tilt {variable}", -_TILT, _TILT)
+        base = Candidate(
+            blocks,
+            ranks,
+            first,
+            {},
+            importance,
+            "int8" if numbers == "int8" else "float32",
+            layers if numbers == "int8" else (),
+            float(start),
+        )
+        return Wish(base, share, tilts).to_json()
+
+    def parameters_of(self, wish: Wish) -> dict[str, Any]:
+        """Return the parameters by which :meth:`suggest` draws a wish, to begin a study with it."""
+        own = self.choices
+        found: dict[str, Any] = {"share": wish.share}
+        if len(own.blocks) > 1:
+            found["blocks"] = own.blocks.index(wish.base.blocks)
+        if len(own.numbers) > 1:
+            found["numbers"] = wish.base.numbers
+        if len(own.importances) > 1:
+            found["importance"] = wish.base.importance
+        if len(own.float_layers) > 1:
+            layers = wish.base.float_layers
+            found["float_layers"] = own.float_layers.index(layers) if layers in own.float_layers else 0
+        if len(own.starts) > 1:
+            found["quantize_at"] = wish.base.quantize_at
+        for path in own.ranks or {}:
+            found[f"rank {path}"] = 1.0
+        if own.ranks:
+            found["order"] = "factorize first"
+        found.update({f"tilt {name}": wish.tilts.get(name, 0.0) for name in self._tilted()})
+        return found
+
+    def fitted(self, wish: Wish) -> Fitted:
+        """Return the candidate of a wish.
+
+        Raises:
+            DwindleError: The budget is out of its reach.
+        """
+        found = self.fitter.fit(wish.base, wish.how(self._widths))
+        if found is None:
+            raise DwindleError("the budget is out of reach of this candidate")
+        return found
+
+    def assess(self, candidate: Mapping[str, Any], report: Report) -> Assessment:
+        """Fit the counts of a wish to the budget, and score the candidate where it fits."""
+        found = self.fitted(Wish.from_json(candidate))
+        costs = self.fitter.bench.shares(found.costs)
+        violations = {"budget": found.over - 1.0 if not found.fits else min(0.0, found.over - 1.0)}
+        score = self._assess(found.candidate, report) if found.fits else 0.0
+        return Assessment(
+            {"score": score},
+            costs=costs,
+            violations=violations,
+            attributes={"candidate": found.candidate.to_json(), "stages": found.candidate.stages()},
+        )
+
+    def _tilted(self) -> list[str]:
+        """Names of the axes of the whole model; axes of variants that are named otherwise are not tilted."""
+        variant = self.fitter.workpiece.variant()
+        return [own.name for own in variant.space.variables] if variant.can_shrink else []

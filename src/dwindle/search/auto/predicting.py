@@ -1,0 +1,98 @@
+"""What counts of axes will cost, before anything is built: counted from the axes, or predicted for a runtime."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping, Sequence
+
+from dwindle.graph.analysis import Analysis
+from dwindle.graph.counts import Counts
+from dwindle.realize.cost import CostModel
+from dwindle.search.auto.energy import energy_of
+from dwindle.search.auto.limits import Limit
+
+__all__ = ["PredictedCosts"]
+
+Predictor = Callable[[Counts], float]
+
+
+class PredictedCosts:
+    """Predicts what a limit is about, and learns from measurements by how much it was wrong.
+
+    Args:
+        analysis: The axes of the model.
+        limits: What is limited.
+        allowed: The limits in the units of their costs, by name.
+        integers: Whether the model will run in int8.
+        float_layers: Paths of layers that will not.
+        latencies: Predictors of the latencies among the costs, in milliseconds.
+    """
+
+    def __init__(
+        self,
+        analysis: Analysis,
+        limits: Sequence[Limit],
+        allowed: Mapping[str, float],
+        *,
+        integers: bool,
+        float_layers: Sequence[str],
+        latencies: Mapping[str, Predictor],
+    ) -> None:
+        self.costs = [limit.cost for limit in limits]
+        self.allowed = dict(allowed)
+        self.corrections = dict.fromkeys(self.costs, 1.0)
+        self._model = CostModel.of(analysis)
+        self._modules = CostModel.by_module(analysis)
+        self._float = frozenset(float_layers)
+        self._integers, self._latencies = integers, dict(latencies)
+        self._narrow = [
+            integers and _layer_of(name) in self._modules and _layer_of(name) not in self._float
+            for name in analysis.trace.parameters
+        ]
+
+    def predicted(self, cost: str, counts: Counts) -> float:
+        """Return what counts will cost, in the unit of the cost, corrected by what was measured."""
+        return self.corrections[cost] * self._predicted(cost, counts)
+
+    def over(self, counts: Counts) -> list[float]:
+        """Return for each limit the predicted cost over what is allowed; all at most 1 is within the budget."""
+        return [self.predicted(cost, counts) / self.allowed[cost] for cost in self.costs]
+
+    def observe(self, counts: Counts, measured: Mapping[str, float]) -> None:
+        """Learn from what counts did cost: from now on they are predicted as they were measured."""
+        for cost in self.costs:
+            self.corrections[cost] = measured[cost] / self._predicted(cost, counts)
+
+    def _predicted(self, cost: str, counts: Counts) -> float:
+        if cost in self._latencies:
+            return self._latencies[cost](counts)
+        if cost == "params":
+            return float(self._model.elements(counts))
+        if cost == "macs":
+            return self._model.macs(counts)
+        if cost in (
+            "bytes",
+            "peak_memory",
+        ):  # activations shrink much as weights do; measuring tells the rest
+            return self._bytes(counts)
+        whole, in_float = self._macs(counts)
+        if cost == "bit_operations":
+            return (whole - in_float) * 8 * 8 + in_float * 32 * 32
+        return energy_of(whole - in_float, in_float, self._bytes(counts))
+
+    def _macs(self, counts: Counts) -> tuple[float, float]:
+        """Multiply-accumulates, and how many of them are in float."""
+        whole = self._model.macs(counts)
+        if not self._integers:
+            return whole, whole
+        return whole, sum(self._modules[path].macs(counts) for path in self._float if path in self._modules)
+
+    def _bytes(self, counts: Counts) -> float:
+        total = 0.0
+        for narrow, (trained, axes, size) in zip(self._narrow, self._model.parameters, strict=True):
+            own = CostModel([(trained, axes, size)], []).bytes(counts)
+            total += own / 4 if narrow else own
+        return total
+
+
+def _layer_of(parameter: str) -> str:
+    return parameter.rpartition(".")[0]
