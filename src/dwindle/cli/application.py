@@ -15,6 +15,7 @@ from dwindle.cli.export import export_command
 from dwindle.cli.inspect import inspect_command
 from dwindle.cli.measure import measure_command
 from dwindle.cli.run import run_command
+from dwindle.cli.search import search_command, worker_command
 from dwindle.cli.sensitivity import sensitivity_command
 from dwindle.config.errors import DwindleError
 
@@ -32,6 +33,8 @@ app.command("run")(run_command)
 app.command("inspect")(inspect_command)
 app.command("measure")(measure_command)
 app.command("sensitivity")(sensitivity_command)
+app.command("search")(search_command)
+app.command("worker")(worker_command)
 app.command("export")(export_command)
 
 

@@ -3,8 +3,8 @@
 What a data callable may return:
 
 * an object with ``train_images``, ``train_labels``, ``test_images``, ``test_labels`` (the zoo's data sets);
-* an object or mapping with ``train``, ``test`` and, if it likes, ``calibration``. Each is a loader (anything
-  that can be iterated several times), a pair ``(inputs, targets)`` of tensors, or a tensor of inputs alone;
+* an object or mapping with ``train``, ``test`` and, if it likes, ``calibration`` and ``validation``. Each is a loader
+  (anything that can be iterated several times), a pair ``(inputs, targets)`` of tensors, or a tensor of inputs alone;
 * a tensor of inputs alone. There are no labels then, and agreement with the original stands in for accuracy.
 """
 
@@ -160,6 +160,7 @@ def load_data(part: DataPart) -> Data:
             test = test[: part.test_limit]
         elif _is_pair(test):
             test = tuple(tensor[: part.test_limit] for tensor in test)
+    train, test = _held_out(part, found, train, test)
     if part.calibration is not None:
         name = part.calibration.name
         own = call_checked(import_callable(name, "calibration data"), part.calibration.arguments, name)
@@ -187,6 +188,35 @@ def _parts(found: Any, name: str) -> tuple[Any, Any, Any]:
             "'train' and 'calibration' where needed): loaders, pairs of tensors, or tensors"
         )
     return get("train"), test, get("calibration")
+
+
+def _held_out(part: DataPart, found: Any, train: Any, test: Any) -> tuple[Any, Any]:
+    """Training data without those that are held out, and what models are scored on."""
+    own = found.get("validation") if isinstance(found, Mapping) else getattr(found, "validation", None)
+    if own is not None:
+        return train, test if part.evaluation == "test" else own
+    if part.validation is None:
+        if part.evaluation == "test":
+            return train, test
+        raise ConfigError(
+            f"data.evaluation: the data {part.name!r} bring no 'validation'; say which share of the training data "
+            "is held out: validation: 0.2"
+        )
+    if not _is_pair(train):
+        raise ConfigError(
+            f"data.validation: the training data of {part.name!r} do not come as a pair of tensors, of which some "
+            "could be held out; let the data bring 'validation' themselves, or score on the test data"
+        )
+    count = len(train[0])
+    held = round(count * part.validation)
+    if not 0 < held < count:
+        raise ConfigError(
+            f"data.validation: {part.validation} of {count} training samples leaves one side empty"
+        )
+    # The same samples in every run, whatever its seeds.
+    order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
+    kept = tuple(tensor[order[held:].sort().values] for tensor in train)
+    return kept, test if part.evaluation == "test" else tuple(tensor[order[:held]] for tensor in train)
 
 
 def _is_pair(value: Any) -> bool:

@@ -20,11 +20,15 @@ from typing import Any
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.export.atomic import replace_directory
 
-__all__ = ["RunDirectory", "StageDirectory", "fingerprint", "read_json", "write_json"]
+__all__ = ["DirectoryBusy", "RunDirectory", "StageDirectory", "fingerprint", "read_json", "write_json"]
 
 FORMAT = "dwindle-run-1"
 _MARKER = "run.json"
 _RECORD = "record.json"
+
+
+class DirectoryBusy(DwindleError):
+    """Another process works in the directory of a run."""
 
 
 class StageDirectory:
@@ -177,7 +181,7 @@ def _lock(path: Path) -> Iterator[None]:
         try:
             fcntl.flock(stream, fcntl.LOCK_EX | fcntl.LOCK_NB)
         except OSError:
-            raise DwindleError(
+            raise DirectoryBusy(
                 f"another process is working in {str(path.parent)!r}; wait for it, or give another directory "
                 "with --output"
             ) from None

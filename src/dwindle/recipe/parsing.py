@@ -15,7 +15,7 @@ from dwindle.recipe.compression.reading import read_algorithms
 from dwindle.recipe.reader import Location, Reader, read_text
 from dwindle.recipe.schema import STAGES, FinetuneStage, Recipe, Stage
 
-__all__ = ["load_recipe", "parse_recipe"]
+__all__ = ["check_recipe", "load_recipe", "parse_recipe"]
 
 
 def load_recipe(path: str | os.PathLike[str]) -> tuple[Recipe, str]:
@@ -47,6 +47,19 @@ def parse_recipe(text: str, source: str = "recipe") -> Recipe:
     return _recipe(reader, dict(data))
 
 
+def check_recipe(data: Mapping[str, Any], source: str = "recipe") -> Recipe:
+    """Check a recipe that is plain data already.
+
+    Args:
+        data: What YAML would give.
+        source: What to call it, for messages.
+
+    Raises:
+        ConfigError: It says something a recipe cannot say.
+    """
+    return _recipe(Reader(source), dict(data))
+
+
 def _recipe(reader: Reader, data: dict[Any, Any]) -> Recipe:
     for key in ("model", "data"):
         if isinstance(data.get(key), str):
@@ -61,6 +74,8 @@ def _recipe(reader: Reader, data: dict[Any, Any]) -> Recipe:
             "a list of algorithms alone drives a training script of yours: dwindle.from_recipe(model, path). Here it "
             "belongs into a stage: stages: [train: {...}, finetune: {compression: [...]}]",
         )
+    if "search" in data:
+        reader.fail(("search",), "this recipe is searched, not run: dwindle search FILE")
     stages = _stages(reader, data.get("stages"))
     recipe: Recipe = reader.check(Recipe, {**data, "stages": ()}, ())
     for position, stage in enumerate(stages):

@@ -4,6 +4,7 @@ from dwindle.recipe.schema.compression import ALGORITHMS, Algorithm, Compression
 from dwindle.recipe.schema.model_and_data import CalibrationPart, DataPart, ModelPart
 from dwindle.recipe.schema.part import Part
 from dwindle.recipe.schema.quantizing import LearnedRounding, QuantizeStage
+from dwindle.recipe.schema.searching import SearchPart, SearchTiming
 from dwindle.recipe.schema.showing import ExportStage, MeasureStage, ReportStage
 from dwindle.recipe.schema.shrinking import FactorizeStage, PruneStage
 from dwindle.recipe.schema.stage import OriginalStage, Stage
@@ -38,6 +39,8 @@ __all__ = [
     "QuantizeStage",
     "Recipe",
     "ReportStage",
+    "SearchPart",
+    "SearchTiming",
     "Stage",
     "TrainStage",
 ]

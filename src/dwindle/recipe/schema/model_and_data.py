@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import Any
+from typing import Any, Literal
 
 from pydantic import Field
 
@@ -47,6 +47,10 @@ class DataPart(Part):
         augment_arguments: Further keyword arguments of ``augment``.
         limit: Only the first so many training samples, for data that come as tensors.
         test_limit: Only the first so many test samples, for data that come as tensors.
+        validation: Share of the training samples (of data that come as tensors) that are held out of the training,
+            where the data bring no entry ``validation`` of their own.
+        evaluation: What models are scored on: the ``test`` data, or the held out ``validation`` data, so that choices
+            can be made without looking at the test data.
         calibration: Where calibration inputs come from, when not from the training data.
     """
 
@@ -58,4 +62,6 @@ class DataPart(Part):
     augment_arguments: dict[str, Any] = Field(default_factory=dict)
     limit: Count | None = None
     test_limit: Count | None = None
+    validation: float | None = Field(default=None, gt=0.0, lt=1.0)
+    evaluation: Literal["test", "validation"] = "test"
     calibration: CalibrationPart | None = None

@@ -108,6 +108,7 @@ def work_on_study(
     name: str,
     *,
     subject: Subject | None = None,
+    changed: Mapping[str, Any] | None = None,
     limit: int | None = None,
     heartbeat: float = 10.0,
     patience: float | None = None,
@@ -121,6 +122,7 @@ def work_on_study(
         storage: As of :func:`run_study`.
         name: The study.
         subject: What it searches, where it shall not be made by that callable.
+        changed: Arguments of that callable that differ here, such as a directory.
         limit: Leave after so many trials.
         heartbeat: Seconds between two signs of life.
         patience: As of :func:`run_study`.
@@ -139,6 +141,9 @@ def work_on_study(
     from dwindle.search.studies.work import Worker
 
     plan = find_plan(open_storage(storage, existing=True), name)
+    if plan.maker is not None and changed:
+        maker = SubjectMaker(plan.maker.name, {**plan.maker.arguments, **changed})
+        subject = subject or maker.make()
     patience = 6 * heartbeat if patience is None else patience
     worker = Worker(plan, subject, heartbeat=heartbeat, patience=patience)
     return sum(1 for _ in shown(plan, worker.work(limit), progress))

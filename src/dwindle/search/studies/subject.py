@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any, Literal, Protocol, runtime_checkable
 
@@ -16,10 +16,6 @@ __all__ = ["Assessment", "Direction", "Hopeless", "Report", "Subject", "SubjectM
 
 Direction = Literal["maximize", "minimize"]
 
-Report = Callable[[int, float], None]
-"""``report(step, value)``: tells how a candidate does so far; raises :class:`Hopeless` when it is not worth more work.
-``value`` is what the (only) objective would be if the assessment ended now; steps rise."""
-
 
 class Hopeless(BaseException):
     """Raised inside ``report`` when the study's pruner gives a trial up; the study catches it.
@@ -27,6 +23,25 @@ class Hopeless(BaseException):
     A ``BaseException``, so that ``except Exception`` around a training step does not swallow it. A context manager or
     a ``finally`` of the subject sees it like any other end.
     """
+
+
+class Report(Protocol):
+    """How an assessment tells how it goes."""
+
+    @property
+    def number(self) -> int:
+        """The trial that is assessed, from 0: for names of files; the result must not depend on it."""
+
+    def __call__(self, step: int, value: float) -> None:
+        """Tell how a candidate does so far.
+
+        Args:
+            step: Rises from call to call.
+            value: What the only objective would be if the assessment ended now; of several objectives it is ignored.
+
+        Raises:
+            Hopeless: The trial is not worth more work.
+        """
 
 
 @dataclass(frozen=True)

@@ -136,7 +136,8 @@ class Worker:
             view, candidate = self._propose(trial_id)
             attributes["candidate"] = candidate
             self._storage.set_trial_user_attr(trial_id, "candidate", candidate)
-            report = _Reporter(self.plan, trial_id, view, heart)
+            number = self._storage.get_trial_number_from_id(trial_id)
+            report = _Reporter(self.plan, trial_id, number, view, heart)
             assessment = self.subject.assess(json.loads(json.dumps(candidate)), report)
             values = _checked_values(self.plan.objectives, assessment)
             attributes |= _attributes(assessment)
@@ -217,9 +218,14 @@ class _GivenUp(Exception):
 class _Reporter:
     """``report(step, value)`` of one trial."""
 
-    def __init__(self, plan: StudyPlan, trial_id: int, view: Trial, heart: Heart) -> None:
+    def __init__(self, plan: StudyPlan, trial_id: int, number: int, view: Trial, heart: Heart) -> None:
         self._plan, self._trial_id, self._view, self._heart = plan, trial_id, view, heart
-        self._steps: set[int] = set()
+        self._number = number
+
+    @property
+    def number(self) -> int:
+        """The trial's number."""
+        return self._number
 
     def __call__(self, step: int, value: float) -> None:
         """Keep a value; raise Hopeless when the pruner gives the trial up."""
