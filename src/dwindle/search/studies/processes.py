@@ -17,7 +17,7 @@ from dwindle.search.studies.plan import StudyPlan
 __all__ = ["run_processes"]
 
 #: So many workers in a row may die before any trial is finished; then the study is given up.
-DEATHS = 5
+DEATHS = 10
 
 
 def run_processes(
@@ -50,7 +50,7 @@ def run_processes(
             deaths += sum(own.code != 0 for own in ended)
             if done >= plan.trials:
                 break
-            if deaths >= max(DEATHS, 2 * workers):
+            if deaths >= max(DEATHS, 3 * workers):
                 raise DwindleError(
                     f"workers of the study {plan.name!r} die at once: {ended[-1].last_words()}"
                 )
