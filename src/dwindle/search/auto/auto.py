@@ -214,8 +214,8 @@ class _Search:
                 original_score = self.judge(self.workpiece.model)
             runtimes = [name for name in map(runtime_of, costs) if name]
             backend = "openvino" if set(runtimes) == {"openvino"} else "onnxruntime"
-            latencies = Latencies(self.workpiece, bench, self.threads)
-            fitter = Fitter(self.workpiece, bench, limits, backend, latencies.predictor)
+            latencies = Latencies(self.workpiece, bench, backend, self.threads)
+            fitter = Fitter(self.workpiece, bench, limits, backend, latencies)
             tell("greedy candidates")
             with self._timed("greedy"):
                 choices, wishes = self._begin(fitter)

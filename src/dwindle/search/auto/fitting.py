@@ -10,9 +10,10 @@ from dwindle.config.errors import DwindleError
 from dwindle.graph.counts import Counts
 from dwindle.search.auto.allocation import greedy_counts, importance_harm, uniform_counts
 from dwindle.search.auto.candidate import Candidate
+from dwindle.search.auto.latencies import Latencies
 from dwindle.search.auto.limits import Limit
 from dwindle.search.auto.making import built, integer_model
-from dwindle.search.auto.predicting import PredictedCosts, Predictor
+from dwindle.search.auto.predicting import PredictedCosts
 from dwindle.search.auto.variant import Variant, Workpiece
 from dwindle.search.auto.workbench import Workbench
 from dwindle.search.space import Space
@@ -60,7 +61,7 @@ class Fitter:
         bench: Measures.
         limits: The budget.
         backend: Where candidates will run.
-        latency_of: ``latency_of(variant, cost, integers, float_layers)`` gives a predictor of milliseconds.
+        latencies: Predicts and measures times for counts.
     """
 
     def __init__(
@@ -69,15 +70,17 @@ class Fitter:
         bench: Workbench,
         limits: Sequence[Limit],
         backend: str,
-        latency_of: Callable[[Variant, str, bool, Sequence[str]], Predictor],
+        latencies: Latencies,
     ) -> None:
         self.workpiece, self.bench, self.limits, self.backend = workpiece, bench, tuple(limits), backend
         self.allowed = {limit.cost: limit.allowed(bench.whole[limit.cost]) for limit in limits}
-        self._latency_of = latency_of
+        self.latencies = latencies
         self._measured: dict[str, dict[str, float]] = {}
 
     def measure(self, candidate: Candidate) -> Fitted:
-        """Build the model of a candidate, without training, and measure it; kept."""
+        """Measure a candidate without training it; kept. Where only times count its file is made from a template."""
+        if candidate.key not in self._measured and (quick := self._timed(candidate)) is not None:
+            self._measured[candidate.key] = quick
         if candidate.key not in self._measured:
             small = built(self.workpiece, candidate)
             integers = candidate.numbers == "int8"
@@ -90,6 +93,19 @@ class Fitter:
             )
         costs = self._measured[candidate.key]
         return Fitted(candidate, costs, max(costs[name] / most for name, most in self.allowed.items()))
+
+    def _timed(self, candidate: Candidate) -> dict[str, float] | None:
+        """Return the times of a candidate by its template; None where that is not enough or not possible."""
+        late = candidate.ranks and not candidate.factorize_first
+        if late or not all(cost.startswith("latency:") for cost in self.allowed):
+            return None
+        variant = self.workpiece.variant(candidate.blocks, candidate.ranks)
+        if not variant.can_shrink:
+            return None
+        counts = variant.space.from_names(candidate.counts)
+        return self.latencies.measured(
+            variant, counts, candidate.numbers == "int8", candidate.float_layers
+        )
 
     def fit(self, base: Candidate, share: Share) -> Fitted | None:
         """Choose counts for a candidate that has none, so that what is measured is just within the budget.
@@ -106,10 +122,10 @@ class Fitter:
         """
         variant = self.workpiece.variant(base.blocks, base.ranks if base.factorize_first else {})
         whole = self._measured_or_none(base)
-        if whole is not None and (whole.fits or not variant.can_shrink):
+        if whole is not None and whole.fits:
             return whole
         if not variant.can_shrink:
-            return None
+            return whole
         costs = self._costs(variant, base)
         if whole is not None:
             costs.observe(variant.space.full(), whole.costs)
@@ -144,7 +160,7 @@ class Fitter:
     def _costs(self, variant: Variant, base: Candidate) -> PredictedCosts:
         integers = base.numbers == "int8"
         latencies = {
-            limit.cost: self._latency_of(variant, limit.cost, integers, base.float_layers)
+            limit.cost: self.latencies.predictor(variant, limit.cost, integers, base.float_layers)
             for limit in self.limits
             if limit.cost.startswith("latency:")
         }

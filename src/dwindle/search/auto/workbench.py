@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
+from dwindle.config.errors import require
 from dwindle.measure.activations import peak_activation_bytes
 from dwindle.measure.macs import count_macs_by_module
 from dwindle.measure.measuring import torch_threads
@@ -21,6 +23,9 @@ from dwindle.search.auto.energy import energy_of
 from dwindle.search.auto.limits import runtime_of
 
 __all__ = ["Workbench"]
+
+#: Seconds for each model after which no further round of timing begins.
+_SECONDS = 2.0
 
 #: Costs that need a file.
 _FILES = {"bytes", "peak_memory", "energy"}
@@ -78,6 +83,27 @@ class Workbench:
             found[cost] = self.whole[cost] * times["model"] / times["original"]
         return found
 
+    def time_file(self, file: Any, feed: Mapping[str, Any]) -> dict[str, float]:
+        """Return the milliseconds of an ONNX model in every runtime of the costs, as :meth:`measure` does.
+
+        Args:
+            file: The model, as ``onnx`` holds it.
+            feed: Arrays by input name.
+        """
+        onnx = require("onnx", "onnx")
+        tensors = {name: torch.from_numpy(array) for name, array in feed.items()}
+        path = Path(self._folder.name) / "file.onnx"
+        onnx.save(file, str(path))
+        found = {}
+        calls: dict[str, Callable[[], Any]] = {}
+        for cost in self.costs:
+            name = runtime_of(cost)
+            if name is not None:
+                calls[cost] = get_runtime(name, threads=self.threads).session(path).prepare(**tensors)
+        for cost, times in self._times({"original": self._sessions}, {"file": calls}).items():
+            found[cost] = self.whole[cost] * times["file"] / times["original"]
+        return found
+
     def sessions(self) -> dict[str, Session]:
         """Return the model that was measured last, opened in each runtime, by the runtime's name."""
         return {name: own for cost, own in self._latest.items() if (name := runtime_of(cost))}
@@ -131,20 +157,35 @@ class Workbench:
             found["peak_memory"] = found["bytes"] + bytes_of_activations / (4.0 if integers else 1.0)
         return {name: value for name, value in found.items() if name in wanted}
 
-    def _times(self, models: Mapping[str, Mapping[str, Session]]) -> dict[str, dict[str, float]]:
-        """Return the median milliseconds of each model by cost; all are called in turn."""
-        calls = {}
+    def _times(
+        self,
+        models: Mapping[str, Mapping[str, Session]],
+        others: Mapping[str, Mapping[str, Callable[[], Any]]] | None = None,
+    ) -> dict[str, dict[str, float]]:
+        """Return the median milliseconds of each model by cost; all are called in turn.
+
+        With one thread it is processor time, which other programs on the machine do not disturb.
+        """
+        calls: dict[tuple[str, str], Callable[[], Any]] = {}
         for name, sessions in models.items():
             for cost, session in sessions.items():
                 if runtime_of(cost) is not None:
                     calls[cost, name] = session.prepare(*self.inputs, **self.kwargs)
+        for name, functions in (others or {}).items():
+            calls.update({(cost, name): function for cost, function in functions.items()})
         if not calls:
             return {}
         with contextlib.ExitStack() as stack:
             stack.enter_context(torch_threads(self.threads))
             stack.enter_context(torch.inference_mode())
-            times = time_interleaved(calls, warmup=5, repeats=self.repeats, max_seconds=30.0)
+            times = time_interleaved(
+                calls,
+                warmup=5,
+                repeats=self.repeats,
+                max_seconds=_SECONDS * len(calls),
+                clock=time.process_time if self.threads == 1 else time.perf_counter,
+            )
         found: dict[str, dict[str, float]] = {}
-        for (cost, name), seconds in times.items():
-            found.setdefault(cost, {})[name] = percentile(seconds, 0.5)
+        for (cost, name), milliseconds in times.items():
+            found.setdefault(cost, {})[name] = percentile(milliseconds, 0.5)
         return found
