@@ -1,7 +1,9 @@
 """From a budget to the best small model: candidates that fit by measurement, a joint search, and a trained result."""
 
-from dwindle.search.auto.auto import EFFORTS, METHODS, auto
+from dwindle.search.auto.auto import auto
+from dwindle.search.auto.beginning import METHODS
 from dwindle.search.auto.candidate import Candidate
+from dwindle.search.auto.efforts import EFFORTS
 from dwindle.search.auto.limits import COSTS, Limit
 from dwindle.search.auto.making import Training
 from dwindle.search.auto.result import AutoResult

@@ -103,9 +103,7 @@ class Fitter:
         if not variant.can_shrink:
             return None
         counts = variant.space.from_names(candidate.counts)
-        return self.latencies.measured(
-            variant, counts, candidate.numbers == "int8", candidate.float_layers
-        )
+        return self.latencies.measured(variant, counts, candidate.numbers == "int8", candidate.float_layers)
 
     def fit(self, base: Candidate, share: Share) -> Fitted | None:
         """Choose counts for a candidate that has none, so that what is measured is just within the budget.

@@ -95,7 +95,7 @@ def _limit(cost: str, value: float | str) -> Limit:
         return Limit(cost, _with_unit(cost, kind, value), True)
     if isinstance(value, bool) or not isinstance(value, int | float) or not 0 < value <= 1:
         raise ConfigError(
-            f"budget: {cost} = {value!r} is not a share above 0 and up to 1; absolute limits are words with their unit, "
+            f"budget: {cost} = {value!r} is not a share above 0 and up to 1; absolute limits are words with a unit, "
             f"such as {_example(kind)!r}"
         )
     return Limit(cost, float(value), False)

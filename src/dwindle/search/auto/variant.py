@@ -8,6 +8,7 @@ from typing import Any
 from torch import Tensor, nn
 
 from dwindle.config.errors import ConfigError
+from dwindle.graph.analysis import Analysis, analyse
 from dwindle.graph.axes import Axis
 from dwindle.graph.counts import Counts
 from dwindle.graph.stand_ins import copied
@@ -125,6 +126,7 @@ class Variant:
             if "no axis of this model may shrink" not in str(error):
                 raise
             self._problem = None
+        self._analysis: Analysis | None = None
         self._scores: dict[str, dict[Axis, Tensor]] = {}
 
     @property
@@ -137,6 +139,15 @@ class Variant:
         if self._problem is None:
             raise ConfigError("no axis of this model may shrink (dwindle inspect says why for each)")
         return self._problem
+
+    @property
+    def analysis(self) -> Analysis:
+        """Its axes and its blocks."""
+        if self._problem is not None:
+            return self._problem.analysis
+        if self._analysis is None:
+            self._analysis = analyse(self.model, self.workpiece.inputs, self.workpiece.kwargs)
+        return self._analysis
 
     @property
     def can_shrink(self) -> bool:

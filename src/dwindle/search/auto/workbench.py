@@ -25,7 +25,7 @@ from dwindle.search.auto.limits import runtime_of
 __all__ = ["Workbench"]
 
 #: Seconds for each model after which no further round of timing begins.
-_SECONDS = 2.0
+_SECONDS = 0.75
 
 #: Costs that need a file.
 _FILES = {"bytes", "peak_memory", "energy"}
