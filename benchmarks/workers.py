@@ -1,6 +1,6 @@
 """Kills the workers of a search at random moments, and compares its trials with those of an undisturbed search.
 
-python benchmarks/workers.py recipes/digits_search.yaml --workers 3 --storage journal
+python benchmarks/workers.py recipes/digits_search.yaml --workers 3 --storage sqlite journal
 """
 
 from __future__ import annotations
@@ -102,16 +102,49 @@ def core(record: dict[str, Any]) -> list[Any]:
     ]
 
 
+def killed(
+    recipe: Path, folder: Path, kind: str, options: argparse.Namespace, half: int
+) -> tuple[dict[str, Any], Counter[int], int, float]:
+    """Search with workers that are killed; what came out, the books of the storage, the kills, the seconds."""
+    broken, moments = folder / f"killed-{kind}", random.Random(options.seed)
+    storage = str(folder / "killed.db") if kind == "sqlite" else f"journal:{folder / 'killed.journal'}"
+    if kind == "sqlite":
+        from dwindle.search.studies.storage import open_storage
+
+        open_storage(storage).optuna.remove_session()
+        audited(storage)
+    begin = time.perf_counter()
+    process = start(recipe, broken, storage, options.workers, options.trials)
+    # The search itself is killed, too, with all its workers, when about half of it is done.
+    kills = 0
+    while len(list((broken / "trials").glob("*/summary.json"))) < half:
+        if process.poll() is not None:
+            raise RuntimeError((folder / f"{broken.name}.log").read_text()[-2000:])
+        time.sleep(moments.uniform(*options.pause))
+        for own in moments.sample(alive := children(process.pid), min(1, len(alive))):
+            os.kill(own, signal.SIGKILL)
+            kills += 1
+    for own in [process.pid, *children(process.pid)]:
+        os.kill(own, signal.SIGKILL)
+        kills += 1
+    process.wait()
+    process = start(recipe, broken, storage, options.workers, options.trials)
+    kills += disturb(process, moments, options.pause)
+    record = record_of(broken, process)
+    return record, times_finished(storage), kills, time.perf_counter() - begin
+
+
 def main() -> None:
-    """Compare an undisturbed search with one whose workers are killed, and that is itself killed once."""
+    """Compare an undisturbed search with ones whose workers are killed, and that are killed themselves once."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--trials", type=int)
-    parser.add_argument("--storage", choices=["sqlite", "journal"], default="sqlite")
-    parser.add_argument("--pause", type=float, nargs=2, default=(3.0, 12.0), help="seconds between two kills")
+    parser.add_argument("--storage", nargs="+", choices=["sqlite", "journal"], default=["sqlite", "journal"])
+    parser.add_argument("--pause", type=float, nargs=2, default=(5.0, 20.0), help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
+    sound = True
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         begin = time.perf_counter()
@@ -124,58 +157,32 @@ def main() -> None:
             f"undisturbed, 1 worker: {seconds:.0f} s, {len(core(undisturbed))} trials, best {best}",
             flush=True,
         )
-        broken, moments = folder / "killed", random.Random(options.seed)
-        storage = (
-            str(folder / "killed.db") if options.storage == "sqlite" else f"journal:{folder / 'killed.log'}"
-        )
-        if options.storage == "sqlite":
-            from dwindle.search.studies.storage import open_storage
-
-            open_storage(storage).optuna.remove_session()
-            audited(storage)
-        begin = time.perf_counter()
-        process = start(options.recipe, broken, storage, options.workers, options.trials)
-        # The search itself is killed, too, with all its workers, when about half of it is done.
-        half = len(core(undisturbed)) // 2
-        kills = 0
-        while len(list((broken / "trials").glob("*/summary.json"))) < half:
-            if process.poll() is not None:
-                raise RuntimeError((folder / "killed.log").read_text()[-2000:])
-            time.sleep(moments.uniform(*options.pause))
-            for own in moments.sample(alive := children(process.pid), min(1, len(alive))):
-                os.kill(own, signal.SIGKILL)
-                kills += 1
-        for own in [process.pid, *children(process.pid)]:
-            os.kill(own, signal.SIGKILL)
-            kills += 1
-        process.wait()
-        process = start(options.recipe, broken, storage, options.workers, options.trials)
-        kills += disturb(process, moments, options.pause)
-        killed = record_of(broken, process)
-        took = time.perf_counter() - begin
-        counts = times_finished(storage)
-        result = {
-            "recipe": options.recipe.name,
-            "storage": options.storage,
-            "workers": options.workers,
-            "trials": len(core(killed)),
-            "kills": kills,
-            "seconds undisturbed, 1 worker": round(seconds, 1),
-            "seconds killed": round(took, 1),
-            "finished more than once": sum(count > 1 for count in counts.values()),
-            "never finished": len(core(undisturbed)) - len(counts),
-            "same trials": core(killed) == core(undisturbed),
-            "same best": killed["best"]["trial"] == best,
-            "best": undisturbed["study"]["trials"][best]["values"],
-            "best on the test data": undisturbed["best"]["costs"],
-            "same on the test data": killed["best"]["costs"] == undisturbed["best"]["costs"],
-        }
-    print(json.dumps(result, indent=2))
-    path = RESULTS / "workers.jsonl"
-    with path.open("a", encoding="utf-8") as stream:
-        stream.write(json.dumps(result) + "\n")
-    sound = result["same trials"] and result["same best"] and not result["finished more than once"]
-    sys.exit(0 if sound and not result["never finished"] else 1)
+        for kind in options.storage:
+            record, counts, kills, took = killed(
+                options.recipe, folder, kind, options, len(core(undisturbed)) // 2
+            )
+            result = {
+                "recipe": options.recipe.name,
+                "storage": kind,
+                "workers": options.workers,
+                "trials": len(core(record)),
+                "kills": kills,
+                "seconds undisturbed, 1 worker": round(seconds, 1),
+                "seconds killed": round(took, 1),
+                "finished more than once": sum(count > 1 for count in counts.values()),
+                "never finished": len(core(undisturbed)) - len(counts),
+                "same trials": core(record) == core(undisturbed),
+                "same best": record["best"]["trial"] == best,
+                "best": undisturbed["study"]["trials"][best]["values"],
+                "best on the test data": undisturbed["best"]["costs"],
+                "same on the test data": record["best"]["costs"] == undisturbed["best"]["costs"],
+            }
+            print(json.dumps(result, indent=2), flush=True)
+            with (RESULTS / "workers.jsonl").open("a", encoding="utf-8") as stream:
+                stream.write(json.dumps(result) + "\n")
+            same = result["same trials"] and result["same best"] and result["same on the test data"]
+            sound &= bool(same) and not result["finished more than once"] and not result["never finished"]
+    sys.exit(0 if sound else 1)
 
 
 if __name__ == "__main__":

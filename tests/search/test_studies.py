@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+import random
 from pathlib import Path
 from typing import Any
 
@@ -186,6 +187,26 @@ def test_optuna_reads_what_stands_there(tmp_path: Path) -> None:
     assert study.best_trial.constraints["n"] <= 0
     assert study.metric_names == ["score"]
     assert study.trials[3].user_attrs["cost.bytes"] == 100 * study.trials[3].params["n"]
+
+
+def test_what_mattered() -> None:
+    from sklearn.feature_selection import f_classif
+
+    from dwindle.search.studies.importances import importances
+
+    chance = random.Random(0)
+    rows = [{"a": chance.choice("xyz"), "b": chance.random(), "c": chance.randrange(3)} for _ in range(60)]
+    values = [{"x": 0.0, "y": 1.0, "z": 3.0}[row["a"]] + 0.3 * row["b"] for row in rows]  # c does nothing
+    found = importances(rows, values)
+    assert next(iter(found)) == "a"
+    assert found["a"] > 0.97
+    assert found["b"] < 0.1
+    # Against scikit-learn's F statistic, which has the same sums of squares.
+    for name in ("a", "c"):
+        f = f_classif([[value] for value in values], [str(row[name]) for row in rows])[0][0]
+        expected = max(0.0, 1.0 - 59 / 57 / (1.0 + f * 2 / 57))
+        assert found[name] == pytest.approx(expected, abs=1e-9)
+    assert importances(rows[:3], values[:3]) == {}
 
 
 def test_exported() -> None:

@@ -182,6 +182,7 @@ def _importances(shares: Mapping[str, float], name: str) -> str:
     )
     return (
         f"<section><h2>What mattered for {escape(name)}</h2>"
+        "<p class='hint'>The share of its variance that each setting explains by itself.</p>"
         f'<div class="scroll"><table class="figures plain"><tbody>{rows}</tbody></table></div></section>'
     )
 

@@ -16,7 +16,7 @@ from dwindle.search.studies.plan import StudyPlan
 
 __all__ = ["run_processes"]
 
-#: So many workers in a row may die before any trial is finished; then the study is given up.
+#: So many workers in a row may fail before any trial is finished; then the study is given up.
 DEATHS = 10
 
 
@@ -47,7 +47,8 @@ def run_processes(
                 yield done
             ended = [own for own in crew if own.ended()]
             crew = [own for own in crew if own not in ended]
-            deaths += sum(own.code != 0 for own in ended)
+            # One that was killed says nothing about the study; a trial that kills its workers is given up in time.
+            deaths += sum((own.code or 0) > 0 for own in ended)
             if done >= plan.trials:
                 break
             if deaths >= max(DEATHS, 3 * workers):

@@ -2,12 +2,12 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping, Sequence
 from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any
 
 from dwindle.config.errors import DwindleError
+from dwindle.search.studies.importances import importances
 from dwindle.search.studies.subject import Direction
 
 if TYPE_CHECKING:
@@ -61,7 +61,6 @@ class StudyResult:
         trials: The finished trials, by number.
         wanted: How many trials the study shall have.
         sampler: Its name.
-        importances: How much each parameter matters for the first objective, in shares, where that can be told.
     """
 
     name: str
@@ -70,7 +69,6 @@ class StudyResult:
     trials: Sequence[StudyTrial]
     wanted: int
     sampler: str
-    importances: Mapping[str, float]
 
     @classmethod
     def of(cls, plan: StudyPlan) -> StudyResult:
@@ -102,7 +100,6 @@ class StudyResult:
             trials,
             plan.trials,
             plan.thinking.sampler,
-            _importances(plan) if len(trials) > 5 else {},
         )
 
     @property
@@ -141,6 +138,15 @@ class StudyResult:
                 front.append(trial)
         return front
 
+    @property
+    def importances(self) -> dict[str, float]:
+        """How much of the first objective's variance each parameter explains, where that can be told."""
+        complete = [trial for trial in self.trials if trial.state == "complete"]
+        name = next(iter(self.objectives))
+        return importances(
+            [trial.parameters for trial in complete], [trial.values[name] for trial in complete]
+        )
+
     def to_json(self) -> dict[str, Any]:
         """Return JSON-ready data; what a page is drawn from."""
         return {
@@ -151,7 +157,7 @@ class StudyResult:
             "wanted": self.wanted,
             "trials": [{**asdict(trial), "feasible": trial.feasible} for trial in self.trials],
             "front": [trial.number for trial in self.front],
-            "importances": dict(self.importances),
+            "importances": self.importances,
         }
 
     def summary(self) -> str:
@@ -182,35 +188,3 @@ class StudyResult:
         errors = [trial.error for trial in self.trials if trial.error]
         first = f"; the first failed with: {errors[0]}" if errors else ""
         return f"none of {len(self.trials)} trials was completed{first}"
-
-
-def _importances(plan: StudyPlan) -> dict[str, float]:
-    """Shares by parameter for the first objective (PED-ANOVA, Watanabe et al. 2023); empty where none can be told."""
-    import optuna
-
-    from dwindle.search.studies.storage import quiet
-
-    first = next(iter(plan.objectives.values()))
-    try:
-        with quiet():
-            study = optuna.create_study(direction=first)
-            for trial in plan.all_trials():
-                if (
-                    trial.state.name == "COMPLETE"
-                    and trial.values is not None
-                    and math.isfinite(trial.values[0])
-                ):
-                    study.add_trial(
-                        optuna.trial.create_trial(
-                            value=trial.values[0], params=trial.params, distributions=trial.distributions
-                        )
-                    )
-            evaluator = optuna.importance.PedAnovaImportanceEvaluator()
-            found = optuna.importance.get_param_importances(study, evaluator=evaluator)
-    except (
-        ValueError,
-        RuntimeError,
-        ZeroDivisionError,
-    ):  # too few trials, or no parameter that all of them have
-        return {}
-    return {name: float(share) for name, share in found.items() if math.isfinite(share)}

@@ -143,9 +143,6 @@ def quiet() -> Iterator[None]:
     try:
         with warnings.catch_warnings():
             warnings.filterwarnings("ignore", category=optuna.exceptions.ExperimentalWarning)
-            warnings.filterwarnings(
-                "ignore", message="The number of trials is too small to compute importances"
-            )
             yield
     finally:
         optuna.logging.set_verbosity(before)
