@@ -12,11 +12,12 @@ from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from dwindle.config.errors import DwindleError
+from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.graph.counts import Counts
 from dwindle.search.auto.allocation import greedy_counts, importance_harm
 from dwindle.search.auto.candidate import Candidate
 from dwindle.search.auto.fitting import Fitted, Fitter, Share, ratio_share
+from dwindle.search.auto.measured_harm import HarmCurves, equal_drop_share
 from dwindle.search.auto.predicting import PredictedCosts
 from dwindle.search.auto.variant import Variant
 from dwindle.search.space import Variable
@@ -29,6 +30,9 @@ __all__ = ["Choices", "JointSubject", "Wish"]
 
 #: Axes may be held to be this much (a factor of e to its power) dearer or cheaper than their importance.
 _TILT = 2.0
+
+#: Shares that need measured harm.
+_MEASURED = ("measured", "equal drop")
 
 Assess = Callable[[Candidate, Report], float]
 
@@ -60,7 +64,7 @@ class Wish:
 
     Attributes:
         base: The candidate.
-        share: ``"greedy"`` by importance, or ``"uniform"``.
+        share: ``"greedy"`` by importance, ``"measured"`` (greedy by measured harm), ``"equal drop"`` or ``"uniform"``.
         tilts: By axis: how much dearer it is held to be, as a power of e; 0 where it is missing.
     """
 
@@ -77,12 +81,25 @@ class Wish:
         """Rebuild a wish."""
         return cls(Candidate.from_json(data["base"]), str(data["share"]), dict(data["tilts"]))
 
-    def how(self, widths: Callable[[Variant], Mapping[str, Sequence[int]] | None]) -> Share:
+    def how(
+        self,
+        widths: Callable[[Variant], Mapping[str, Sequence[int]] | None],
+        curves: HarmCurves | None = None,
+    ) -> Share:
         """Return how axes share what must go.
 
         Args:
             widths: Counts that the runtime likes.
+            curves: What cutting each axis does, for the shares that are measured.
+
+        Raises:
+            ConfigError: The share is measured, and there are no curves.
         """
+        measured = self.share in _MEASURED
+        if measured and curves is None:
+            raise ConfigError(f"share: {self.share!r} needs measured harm; give the subject curves")
+        if self.share == "equal drop" and curves is not None:
+            return equal_drop_share(curves)
         if self.share == "uniform":
             return lambda variant, costs: ratio_share(
                 {
@@ -92,7 +109,11 @@ class Wish:
             )(variant, costs)
 
         def share(variant: Variant, costs: PredictedCosts) -> Counts | None:
-            plain = importance_harm(variant.scores(self.base.importance))
+            plain = (
+                curves.harm
+                if measured and curves is not None
+                else importance_harm(variant.scores(self.base.importance))
+            )
 
             def harm(variable: Variable, count: int) -> float:
                 return plain(variable, count) * math.exp(self.tilts.get(variable.name, 0.0))
@@ -111,6 +132,7 @@ class JointSubject:
         assess: ``assess(candidate, report)`` gives the score of a candidate that fits.
         identity: What must agree for stored trials to be valid.
         widths: Counts that the runtime likes, by variable.
+        curves: What cutting each axis alone does; None: shares by importance and uniform ones only.
     """
 
     def __init__(
@@ -120,8 +142,9 @@ class JointSubject:
         assess: Assess,
         identity: Mapping[str, Any],
         widths: Callable[[Variant], Mapping[str, Sequence[int]] | None] = lambda variant: None,
+        curves: HarmCurves | None = None,
     ) -> None:
-        self.fitter, self.choices = fitter, choices
+        self.fitter, self.choices, self.curves = fitter, choices, curves
         self._assess, self._identity, self._widths = assess, dict(identity), widths
 
     @property
@@ -146,7 +169,9 @@ class JointSubject:
             if len(own.numbers) > 1
             else own.numbers[0]
         )
-        share = trial.suggest_categorical("share", ["greedy", "uniform"])
+        share = trial.suggest_categorical(
+            "share", ["greedy", "uniform", *(_MEASURED if self.curves is not None else ())]
+        )
         importance = (
             trial.suggest_categorical("importance", list(own.importances))
             if len(own.importances) > 1
@@ -213,7 +238,7 @@ class JointSubject:
         Raises:
             DwindleError: The budget is out of its reach.
         """
-        found = self.fitter.fit(wish.base, wish.how(self._widths))
+        found = self.fitter.fit(wish.base, wish.how(self._widths, self.curves))
         if found is None:
             raise DwindleError("the budget is out of reach of this candidate")
         return found
