@@ -12,7 +12,7 @@ import statistics
 import tempfile
 import time
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -20,11 +20,15 @@ import numpy as np
 
 from dwindle.config.errors import ConfigError, did_you_mean, require
 from dwindle.measure.runtimes import OnnxRuntime, OpenVinoRuntime, Runtime
+from dwindle.search.latency_prediction.partition import BORDER
 
 __all__ = ["KernelTime", "KernelTimer", "kernel_timer"]
 
-#: Runs that are timed, and seconds after which no further one begins (but three are done).
+#: Runs that are timed, and seconds after which no further one begins (but three are done); short ones more often.
 RUNS, SECONDS = 15, 0.25
+MOST_RUNS, LEAST_SECONDS = 60, 0.02
+#: A run that lost more of its time to other programs is not counted, where there are enough others.
+DISTURBED = 0.04
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,9 +82,9 @@ class OnnxRuntimeTimer:
             session = library.InferenceSession(
                 model.SerializeToString(), options, providers=["CPUExecutionProvider"]
             )
-            _repeat(lambda: session.run(None, dict(feed)))
+            lost = _repeat(lambda: session.run(None, dict(feed)))
             events = json.loads(Path(session.end_profiling()).read_text())
-        return _typical(_runs_of(events))
+        return _typical(_runs_of(events), lost)
 
 
 def _runs_of(events: Sequence[Mapping[str, Any]]) -> list[KernelTime]:
@@ -90,6 +94,8 @@ def _runs_of(events: Sequence[Mapping[str, Any]]) -> list[KernelTime]:
     place = 0
     kernels = [own for own in events if own.get("cat") == "Node" and own["name"].endswith("_kernel_time")]
     for event in sorted(kernels, key=lambda own: own["ts"]):
+        if event["name"].startswith(BORDER):
+            continue
         while place + 1 < len(runs) and event["ts"] > runs[place][1]:
             place += 1
         part = {"ReorderInput": "enter", "ReorderOutput": "leave"}.get(event["args"]["op_name"], "inside")
@@ -123,47 +129,90 @@ class OpenVinoTimer:
         given = {port.any_name for port in compiled.inputs}
         inputs = {name: array for name, array in feed.items() if name in given}
         borders = {name for port in (*compiled.inputs, *compiled.outputs) for name in port.names}
-        times: list[KernelTime] = []
+        averages: list[KernelTime] = []
 
         def run() -> None:
             request.infer(inputs, share_inputs=True, share_outputs=True)
-            times.append(_of_counters(request.get_profiling_info(), borders))
 
-        _repeat(run)
-        return _typical(times)
+        def note() -> None:
+            averages.append(_of_counters(request.get_profiling_info(), borders))
+
+        return _mean_of_quiet(averages, _repeat(run, note))
 
 
 def _of_counters(counters: Sequence[Any], borders: set[str]) -> KernelTime:
-    """Return the kernel times of the last run, from OpenVINO's counters."""
+    """Return the kernel times that OpenVINO's counters tell: averages over all runs so far."""
     sums = {"inside": 0.0, "enter": 0.0, "leave": 0.0}
     for counter in counters:
+        if counter.node_name.startswith(BORDER) and counter.node_type != "Reorder":
+            continue
         part = "inside"
         if counter.node_type == "Reorder":  # named after the result that is brought into another layout
-            part = "enter" if any(counter.node_name.startswith(f"{name}_") for name in borders) else "leave"
+            begins = counter.node_name.startswith((BORDER, *(f"{name}_" for name in borders)))
+            part = "enter" if begins else "leave"
         sums[part] += counter.real_time.total_seconds()
     return KernelTime(**sums)
 
 
-def _repeat(run: Callable[[], Any]) -> None:
-    """Run some times: at least three, no longer than it takes to have a typical one."""
+def _mean_of_quiet(averages: Sequence[KernelTime], lost: Sequence[float]) -> KernelTime:
+    """Return the mean over the runs that were left alone, but the first ones, from averages over all runs so far.
+
+    Args:
+        averages: After each run, the first (that warms up) included.
+        lost: How disturbed each but the first was.
+    """
+    limit = _limit(lost)
+    totals = [[number * value for value in astuple(own)] for number, own in enumerate(averages, 1)]
+    warm = min(2, len(lost) - 1)
+    quiet = [number for number, share in enumerate(lost, 1) if share <= limit and number > warm]
+    quiet = quiet or [len(lost)]
+    sums = [
+        sum(totals[number][part] - totals[number - 1][part] for number in quiet) / len(quiet)
+        for part in range(3)
+    ]
+    return KernelTime(*(max(0.0, own) for own in sums))
+
+
+def _limit(lost: Sequence[float]) -> float:
+    """Up to which disturbance runs count: the usual one, or so that a quarter of all do."""
+    return max(DISTURBED, sorted(lost)[len(lost) // 4])
+
+
+def _repeat(run: Callable[[], Any], note: Callable[[], None] = lambda: None) -> list[float]:
+    """Run some times, and return how disturbed each run was: the share of its wall time without processor time.
+
+    It goes on until enough runs were left alone, or for three times as long as it would take otherwise.
+
+    Args:
+        run: Is timed.
+        note: Called after each run.
+    """
     run()
+    note()
+    lost: list[float] = []
     begin = time.perf_counter()
-    for done in range(RUNS):
-        if done >= 3 and time.perf_counter() - begin > SECONDS:
-            return
+    while True:
+        wall, busy = time.perf_counter(), time.process_time()
         run()
+        wall, busy = time.perf_counter() - wall, time.process_time() - busy
+        lost.append(max(0.0, 1 - busy / wall))
+        note()
+        quiet, spent = sum(own < DISTURBED for own in lost), time.perf_counter() - begin
+        enough = (quiet >= RUNS and spent > LEAST_SECONDS) or (quiet >= 3 and spent > SECONDS)
+        if enough or len(lost) >= MOST_RUNS or (len(lost) >= 3 and spent > 3 * SECONDS):
+            return lost
 
 
-def _typical(times: Sequence[KernelTime]) -> KernelTime:
-    """Return the lower quartile over runs but the first: other programs only ever make a run slower."""
-    kept = times[1:]
+def _typical(times: Sequence[KernelTime], lost: Sequence[float]) -> KernelTime:
+    """Return the median over the runs that were left alone (but the first); where there are none, over the best half.
 
-    def low(values: list[float]) -> float:
-        return statistics.quantiles(values, n=4, method="inclusive")[0] if len(values) > 1 else values[0]
-
-    return KernelTime(
-        low([own.inside for own in kept]), low([own.enter for own in kept]), low([own.leave for own in kept])
-    )
+    Args:
+        times: Of each run, the first (that warms up) included.
+        lost: How disturbed each but the first was.
+    """
+    limit = _limit(lost)
+    kept = [own for own, share in zip(times[1:], lost, strict=True) if share <= limit]
+    return KernelTime(*(statistics.median(column) for column in zip(*map(astuple, kept), strict=True)))
 
 
 def kernel_timer(runtime: Runtime) -> KernelTimer:

@@ -55,6 +55,7 @@ class LatencyPredictor:
         prices: Times of layer shapes.
         calibration: How they add up, and how well.
         float_seconds: Measured latency of the whole float model.
+        measured: Counts and seconds of the whole models that it was calibrated on.
         translation: For a model that was cut since: its leaves by those of the model that was measured.
     """
 
@@ -65,6 +66,7 @@ class LatencyPredictor:
     prices: PriceList
     calibration: Calibration
     float_seconds: float
+    measured: Sequence[tuple[Counts, float]] = ()
     translation: Mapping[Axis, Axis] | None = None
     _links: list[tuple[list[int], bool, list[int], bool]] = field(default_factory=list)
     _known: dict[tuple[int, tuple[float, ...]], np.ndarray] = field(default_factory=dict)
@@ -302,14 +304,14 @@ def links(segments: Sequence[Segment]) -> list[tuple[list[int], bool, list[int],
     and whether they are results of the file.
     """
     home = {name: number for number, segment in enumerate(segments) for name in segment.outputs}
-    makers = [sorted({home[name] for name in own.inputs if name in home}) for own in segments]
+    makers = [sorted({home[name] for name in own.reads if name in home}) for own in segments]
     readers = [
         [reader for reader, own in enumerate(makers) if number in own] for number in range(len(segments))
     ]
     return [
         (
             makers[number],
-            any(name in own.template.inputs for name in own.inputs),
+            any(name in own.template.inputs for name in own.reads),
             readers[number],
             any(name in own.template.outputs for name in own.outputs),
         )

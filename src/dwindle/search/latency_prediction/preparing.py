@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import tempfile
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Literal
 
@@ -32,7 +32,7 @@ from dwindle.search.latency_prediction.whole_models import ModelTimer, WholeMode
 from dwindle.search.space import Space
 from dwindle.training.progress import narrated
 
-__all__ = ["PRECISIONS", "latency_predictor"]
+__all__ = ["PRECISIONS", "latency_predictor", "template_of"]
 
 PRECISIONS = ("float32", "int8")
 #: The largest share that differently cut models lose of an axis.
@@ -49,10 +49,12 @@ def latency_predictor(
     analysis: Analysis | None = None,
     space: Space | None = None,
     calibration_data: Any = None,
+    quantized: Callable[[nn.Module], nn.Module] | None = None,
     threads: int | None = None,
     cache: str | Path | None = None,
     measurements: int = 8,
     seed: int = 0,
+    template: tuple[Template, Any] | None = None,
     kernel_timer_of: KernelTimer | None = None,
     model_timer: ModelTimer | None = None,
 ) -> LatencyPredictor:
@@ -72,10 +74,12 @@ def latency_predictor(
         analysis: The axes of the model, when they are known already: counts are counts of its axes.
         space: The variables that may shrink, of that analysis; None: all that shrink by default.
         calibration_data: Batches for int8; None: the example inputs (latency does not depend on values).
+        quantized: Makes the int8 model of a float one; None: :func:`dwindle.quantize` for the runtime, with its defaults.
         threads: Threads of one pass; None: the runtime's own choice.
         cache: Folder of layer times; None: ``$DWINDLE_CACHE`` or the user's cache folder.
         measurements: Whole models that are measured, at least three.
         seed: Of the random cuts.
+        template: From :func:`template_of` for this model, space and precision, where it is made already.
         kernel_timer_of: Times layers, in place of the runtime's profiler.
         model_timer: Times whole models, in place of the wall clock.
 
@@ -98,25 +102,58 @@ def latency_predictor(
     analysis = analysis or analyse(model, args, kwargs)
     space = space or Space.of(analysis)
     structure = InputStructure(model, args, kwargs)
+    make = quantized or _quantizing(structure, calibration_data, chosen.name)
     with narrated("cost model") as tell:
         tell("exporting the model, whole and cut")
-        template, whole = _template(model, structure, analysis, space, precision, calibration_data, seed)
-    segments = segments_of(template)
+        made, whole = template or _template(model, structure, analysis, space, precision, make, seed)
+    segments = segments_of(made)
     prices = PriceList(timer, None if cache is None else Path(cache))
     predictor = LatencyPredictor(
         chosen.label, precision, space, segments, prices, calibrated(np.ones((3, 1)), [1.0, 1.0, 1.0]), 1.0
     )
     cuts = _cuts(space, measurements, seed)
     predictor.prepare(cuts)
-    models: list[Any] = [whole, *(template.model(counts) for counts in cuts)]
-    feeds = [template.feed(counts) for counts in ({}, *cuts)]
+    models: list[Any] = [whole, *(made.model(counts) for counts in cuts)]
+    feeds = [made.feed(counts) for counts in ({}, *cuts)]
     with narrated("cost model") as tell:
         tell("timing whole models")
         times = list((model_timer or WholeModelTimer(chosen))(models, feeds))
     rows = [predictor._classes(counts) for counts in cuts]
+    predictor.measured = list(zip(cuts, times[1:], strict=True))
     predictor.calibration = calibrated(np.array(rows), times[1:])
     predictor.float_seconds = times[0] if precision != "float32" else float(np.mean(times[:2]))
     return predictor
+
+
+def template_of(
+    model: nn.Module,
+    example_inputs: Any,
+    example_kwargs: Mapping[str, Any] | None = None,
+    *,
+    analysis: Analysis,
+    space: Space,
+    quantized: Callable[[nn.Module], nn.Module] | None = None,
+    seed: int = 0,
+) -> tuple[Template, Any]:
+    """Return the file of a model as a function of counts, and the whole float model as ONNX.
+
+    Args:
+        model: The float model.
+        example_inputs: A tensor, a tuple of positional inputs, or a dict of keyword inputs.
+        example_kwargs: Keyword inputs.
+        analysis: The axes of the model.
+        space: The variables that may shrink.
+        quantized: Makes the int8 model of a float one; None: the file is float.
+        seed: Of the random cuts.
+    """
+    args, kwargs = example_call(model, example_inputs, example_kwargs)
+    structure = InputStructure(model, args, kwargs)
+    precision = "float32" if quantized is None else "int8"
+    return _template(model, structure, analysis, space, precision, quantized or _same, seed)
+
+
+def _same(model: nn.Module) -> nn.Module:
+    return model
 
 
 def _template(
@@ -125,7 +162,7 @@ def _template(
     analysis: Analysis,
     space: Space,
     precision: str,
-    calibration_data: Any,
+    quantized: Callable[[nn.Module], nn.Module],
     seed: int,
 ) -> tuple[Template, Any]:
     """Return the template of a model in a precision, and the whole float model as ONNX."""
@@ -139,7 +176,7 @@ def _template(
             if number == 0 and precision == "int8":
                 whole = _onnx(_write(model, structure, Path(folder) / "whole.onnx"))
             if precision == "int8":
-                small = _quantized(small, structure, calibration_data)
+                small = quantized(small)
             path = _write(small, structure, Path(folder) / f"{number}.onnx")
             exports.append(Exported.read(path, structure))
             if whole is None:
@@ -168,9 +205,9 @@ def _cut(model: nn.Module, analysis: Analysis, space: Space, counts: Counts) -> 
     ).model
 
 
-def _quantized(model: nn.Module, structure: InputStructure, data: Any) -> nn.Module:
+def _quantizing(structure: InputStructure, data: Any, backend: str) -> Callable[[nn.Module], nn.Module]:
     inputs = dict(structure.kwargs) if structure.kwargs else tuple(structure.args)
-    return quantize(model, [inputs] if data is None else data)
+    return lambda model: quantize(model, [inputs] if data is None else data, backend=backend)
 
 
 def _telling_cuts(space: Space, axes: Sequence[Any], seed: int) -> tuple[list[Counts], SizeMatcher]:

@@ -15,7 +15,7 @@ from dwindle.training.progress import tracked
 
 __all__ = ["PriceList"]
 
-FORMAT = "dwindle layer times 1"
+FORMAT = "dwindle layer times 3"
 
 
 class PriceList:
@@ -33,7 +33,7 @@ class PriceList:
     def __init__(self, timer: KernelTimer, folder: Path | None = None) -> None:
         self.timer = timer
         identity = {"machine": fingerprint(), **timer.identity}
-        digest = hashlib.sha256(json.dumps(identity, sort_keys=True).encode()).hexdigest()[:12]
+        digest = hashlib.sha256(json.dumps([FORMAT, identity], sort_keys=True).encode()).hexdigest()[:12]
         folder = cache_folder() / "layer-times" if folder is None else folder
         self.path = folder / f"{identity['runtime'].replace(':', '-')}-{digest}.jsonl"
         self.journal = Journal(self.path, FORMAT, identity, "layer time")

@@ -1,9 +1,4 @@
-"""Cuts a file into segments, each a layer with what a runtime fuses into it, which can be run by themselves.
-
-Every convolution and matrix product begins a segment; what follows it (bias, norm, activation, residual addition, the
-quantizer of its result) belongs to it, until the next one. A dequantizer belongs to those that read it, so that a
-segment of an int8 file takes and gives integers, as in the whole file.
-"""
+"""Segments of a file: a layer with what a runtime fuses into it, which can be run by itself at any width."""
 
 from __future__ import annotations
 
@@ -15,15 +10,11 @@ from typing import Any
 import numpy as np
 
 from dwindle.graph.axes import CONCATENATION, LEAF, PRODUCT, Axis
+from dwindle.search.latency_prediction.partition import ANCHORS, CONVOLUTIONS, is_dequantizer, partition
 from dwindle.search.latency_prediction.sizes import Size, value_of
 from dwindle.search.latency_prediction.template import Constant, Template, TemplateNode
 
 __all__ = ["Segment", "segments_of"]
-
-_CONVOLUTIONS = ("Conv", "ConvTranspose", "ConvInteger", "QLinearConv")
-_PRODUCTS = ("Gemm", "MatMul", "MatMulInteger", "QLinearMatMul", "Einsum", "MatMulNBits")
-_RECURRENT = ("LSTM", "GRU", "RNN")
-_ANCHORS = (*_CONVOLUTIONS, *_PRODUCTS, *_RECURRENT)
 
 #: Classes of segments; each gets a scale of its own when predictions are fitted to whole models.
 CLASSES = ("convolution", "product", "attention", "rest")
@@ -38,6 +29,7 @@ class Segment:
         nodes: Its operators.
         inputs: Tensors that come from outside.
         outputs: Tensors that are used outside.
+        reads: Tensors of other segments that it is made of; behind those that a border quantizes there is another input.
         layer: Path of the module whose weight it applies; the first operator's name where there is none.
         kind: ``"convolution"``, ``"product"`` (with a weight), ``"attention"`` (a product of two results) or
             ``"rest"``.
@@ -48,6 +40,7 @@ class Segment:
     nodes: list[TemplateNode]
     inputs: list[str]
     outputs: list[str]
+    reads: list[str]
     layer: str
     kind: str
     variables: list[Axis] = field(default_factory=list)
@@ -142,71 +135,39 @@ def _constant(entry: Constant, counts: Mapping[Axis, float]) -> str:
 
 
 def segments_of(template: Template) -> list[Segment]:
-    """Return the segments of a file, in order; together they hold every operator (dequantizers of results maybe
-    several times).
-    """
-    lists = _partition(template.nodes)
+    """Return the segments of a file, in order."""
+    parts = partition(template.nodes)
     makers = {name: node for node in template.nodes for name in node.outputs}
     readers: dict[str, list[int]] = {}
-    for number, nodes in enumerate(lists):
-        for node in nodes:
-            for name in node.tensors:
-                readers.setdefault(name, []).append(number)
+    for number, part in enumerate(parts):
+        for name in part.reads:
+            readers.setdefault(name, []).append(number)
     segments = []
-    for number, nodes in enumerate(lists):
-        own = {name for node in nodes for name in node.outputs}
-        inputs = list(dict.fromkeys(n for node in nodes for n in node.tensors if n not in own))
+    for number, part in enumerate(parts):
+        own = {name for node in part.nodes for name in node.outputs}
+        inputs = list(dict.fromkeys(name for node in part.nodes for name in node.tensors if name not in own))
         outputs = [
             name
-            for node in nodes
+            for node in part.nodes
             for name in node.outputs
-            if not _is_pulled(node)
-            and (name in template.outputs or any(reader != number for reader in readers.get(name, ())))
+            if name in template.outputs or any(reader != number for reader in readers.get(name, ()))
         ]
         if not outputs:  # nothing of it is used: it costs nothing
             continue
-        segment = Segment(template, nodes, inputs, outputs, *_named(nodes, makers))
+        layer, kind = _named(part.nodes, makers)
+        segment = Segment(template, part.nodes, inputs, outputs, list(part.reads), layer, kind)
         segment.variables = _variables(segment.sizes, template.changing)
         segments.append(segment)
     return segments
 
 
-def _is_pulled(node: TemplateNode) -> bool:
-    """Whether an operator belongs to those that read it."""
-    return node.name == "DequantizeLinear"
-
-
-def _partition(nodes: Sequence[TemplateNode]) -> list[list[TemplateNode]]:
-    """Give every operator a segment: the latest of those that make its inputs, or a new one for an anchor."""
-    made: dict[str, tuple[TemplateNode, int]] = {}
-    lists: list[list[TemplateNode]] = [[]]
-    for node in nodes:
-        home = _latest(node, made)
-        if node.name in _ANCHORS:
-            home = len(lists)
-            lists.append([])
-        made.update((name, (node, home)) for name in node.outputs)
-        if not _is_pulled(node):
-            own = lists[home]
-            for name in node.tensors:
-                maker = made.get(name)
-                if maker is not None and _is_pulled(maker[0]) and not any(o is maker[0] for o in own):
-                    own.append(maker[0])
-            own.append(node)
-    return lists
-
-
-def _latest(node: TemplateNode, made: Mapping[str, tuple[TemplateNode, int]]) -> int:
-    return max((made[name][1] for name in node.tensors if name in made), default=0)
-
-
 def _named(nodes: Sequence[TemplateNode], makers: Mapping[str, TemplateNode]) -> tuple[str, str]:
     """Return the layer and the class of a segment."""
-    anchor = next((node for node in nodes if node.name in _ANCHORS), None)
+    anchor = next((node for node in nodes if node.name in ANCHORS), None)
     if anchor is None:
         return f"from {nodes[0].proto.name or nodes[0].name}", "rest"
     constants = _constants_behind(anchor, makers)
-    kind = "convolution" if anchor.name in _CONVOLUTIONS else ("product" if constants else "attention")
+    kind = "convolution" if anchor.name in CONVOLUTIONS else ("product" if constants else "attention")
     following = [
         entry for node in nodes for entry in node.inputs if isinstance(entry, Constant) and node is not anchor
     ]
@@ -221,7 +182,7 @@ def _constants_behind(node: TemplateNode, makers: Mapping[str, TemplateNode]) ->
     found = [entry for entry in node.inputs if isinstance(entry, Constant)]
     for name in node.tensors:
         maker = makers.get(name)
-        if maker is not None and _is_pulled(maker) and isinstance(maker.inputs[0], Constant):
+        if maker is not None and is_dequantizer(maker) and isinstance(maker.inputs[0], Constant):
             found.append(maker.inputs[0])
     return found
 

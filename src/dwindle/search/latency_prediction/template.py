@@ -76,6 +76,24 @@ class TemplateNode:
         """Names of the inputs that are no constants."""
         return [entry for entry in self.inputs if isinstance(entry, str) and entry]
 
+    def reading(self, renamed: Mapping[str, str], prefix: str = "") -> TemplateNode:
+        """Return a copy that reads tensors by other names.
+
+        Args:
+            renamed: New names by old ones.
+            prefix: Stands before the names of the copy and of its results.
+        """
+        proto = type(self.proto)()
+        proto.CopyFrom(self.proto)
+        inputs = [renamed.get(entry, entry) if isinstance(entry, str) else entry for entry in self.inputs]
+        for place, entry in enumerate(inputs):
+            if isinstance(entry, str):
+                proto.input[place] = entry
+        if prefix:
+            proto.name = prefix + proto.name
+            proto.output[:] = [prefix + name if name else "" for name in proto.output]
+        return TemplateNode(proto, inputs, self.attributes)
+
 
 @dataclass(eq=False, slots=True)
 class Tensor:

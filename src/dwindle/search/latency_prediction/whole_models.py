@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import statistics
 import tempfile
-from collections.abc import Mapping, Sequence
+import time
+from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -15,7 +16,7 @@ from dwindle.config.errors import require
 from dwindle.measure.runtimes import Runtime
 from dwindle.measure.timing import time_interleaved
 
-__all__ = ["ModelTimer", "WholeModelTimer"]
+__all__ = ["ModelTimer", "WholeModelTimer", "clock_for"]
 
 #: Rounds, and seconds for each model after which no further round begins.
 ROUNDS, SECONDS = 30, 1.0
@@ -26,6 +27,11 @@ class ModelTimer(Protocol):
 
     def __call__(self, models: Sequence[Any], feeds: Sequence[Mapping[str, np.ndarray]]) -> Sequence[float]:
         """Return the seconds of each model."""
+
+
+def clock_for(runtime: Runtime) -> Callable[[], float]:
+    """Return the clock for a runtime: processor time of one thread, which other programs do not disturb, or wall time."""
+    return time.process_time if runtime.threads == 1 else time.perf_counter
 
 
 class WholeModelTimer:
@@ -51,7 +57,11 @@ class WholeModelTimer:
                     onnx.save(model, str(path))
                 functions[number] = self._function(path, feed)
             times = time_interleaved(
-                functions, warmup=2, repeats=ROUNDS, max_seconds=SECONDS * len(functions)
+                functions,
+                warmup=2,
+                repeats=ROUNDS,
+                max_seconds=SECONDS * len(functions),
+                clock=clock_for(self.runtime),
             )
         return [statistics.median(times[number]) / 1e3 for number in functions]
 
