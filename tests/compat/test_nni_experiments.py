@@ -78,7 +78,7 @@ def trained() -> nn.Sequential:
 
 
 def experiment(**setting: Any) -> CompressionExperiment:
-    config = CompressionExperimentConfig("local", CompressionConfig(**setting), max_trial_number=6)
+    config = CompressionExperimentConfig("local", CompressionConfig(**setting), max_trial_number=4)
     return CompressionExperiment(
         config,
         trained(),

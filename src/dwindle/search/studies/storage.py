@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -111,20 +112,24 @@ def _database(url: str) -> RDBStorage:
                 raise DwindleError(f"the storage {url!r} cannot be used: {error}") from error
             time.sleep(0.1 * (attempt + 1))
     if is_sqlite:
-        _make_transactions_whole(storage.engine)
+        _set_up_sqlite(storage.engine)
     return storage
 
 
-def _make_transactions_whole(engine: sqlalchemy.Engine) -> None:
-    """Let each transaction of SQLite lock before it reads.
+def _set_up_sqlite(engine: sqlalchemy.Engine) -> None:
+    """Let each transaction of SQLite lock before it reads, and let none wait for the disk.
 
     Python's driver begins a transaction at the first write, so what was read before may be old by then: two workers
-    could both find a trial running, and both finish it.
+    could both find a trial running, and both finish it. With a write-ahead log nothing that was committed is lost when
+    processes are killed; when the whole machine fails, the latest trials may be.
     """
 
     @sqlalchemy.event.listens_for(engine, "connect")
     def _connected(connection: Any, record: object) -> None:
         connection.isolation_level = None
+        with contextlib.suppress(sqlite3.OperationalError):  # another process sets it at this moment
+            connection.execute("PRAGMA journal_mode=WAL").fetchall()
+        connection.execute("PRAGMA synchronous=NORMAL")
 
     @sqlalchemy.event.listens_for(engine, "begin")
     def _begun(connection: sqlalchemy.Connection) -> None:
