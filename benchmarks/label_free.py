@@ -1,0 +1,409 @@
+"""EfficientNet-Lite0 at half of the latency of its own int8 file, unlabelled: three ways to share out what must go.
+
+    python benchmarks/label_free.py [--ways uniform joint]    rows in benchmarks/results/label_free.jsonl
+    python benchmarks/label_free.py --page                    docs/label_free_results.md from the rows
+
+Everything is done with the calibration photographs of :func:`dwindle.zoo.photographs`, a quarter of which (whole
+photographs) only score the trials of the search; the result is judged on the agreement photographs, which nothing else
+sees: how often the int8 file's first guess, in ONNX Runtime, is that of the float original.
+
+- *joint*: an Optuna study over residual blocks, the way in which axes share what must go (by importance, by measured
+  sensitivity, with equal drop, uniformly) and what each axis is held to be worth beside that. A trial is repaired and
+  scored by the divergence of its outputs from the original's.
+- *sensitivity-guided*: ``dw.sensitivity`` without a metric, and the counts at which all axes cost the same drop alone.
+- *uniform*: every axis loses the same share.
+
+All get the same measured latency, the same repair, the same batches for ranges, and then, as rows of their own, the
+same training by the original's answers with int8 in the loop.
+"""
+
+from __future__ import annotations
+
+import argparse
+import importlib
+import json
+import sys
+import time
+import warnings
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+import dwindle as dw
+from dwindle import zoo
+from dwindle.search import run_study
+from dwindle.search.auto import Candidate, Training
+from dwindle.search.auto.beginning import Beginning
+from dwindle.search.auto.fitting import Fitted, Fitter, Share, uniform_share
+from dwindle.search.auto.joint import Choices, JointSubject, Wish
+from dwindle.search.auto.latencies import Latencies
+from dwindle.search.auto.limits import Limit
+from dwindle.search.auto.making import built, integer_model, trained
+from dwindle.search.auto.measured_harm import HarmCurves, equal_drop_share
+from dwindle.search.auto.variant import Workpiece
+from dwindle.search.auto.workbench import Workbench
+from dwindle.search.studies import Report
+from dwindle.training.normalization_statistics import adapt_normalization
+
+HERE = Path(__file__).resolve().parent
+CACHE = HERE / "results" / "cache" / "label_free"
+ROWS = HERE / "results" / "label_free.jsonl"
+PAGE = HERE.parent / "docs" / "label_free_results.md"
+COST = "latency:onnxruntime"
+SHARE = 0.5
+WAYS = ("uniform", "sensitivity-guided", "joint")
+#: Every so many calibration photographs one scores trials and is used for nothing else.
+HOLD_OUT = 4
+#: Measured latencies of the ways may differ by so much.
+CLOSE = 0.02
+#: Crops of each photograph: for ranges and importances, for repairing, for training, for scoring trials, for judging.
+CROPS = {"ranges": 1, "repair": 3, "training": 10, "scoring": 4, "judging": 12}
+
+
+def log(*words: Any) -> None:
+    """Say something with the time."""
+    print(time.strftime("%H:%M:%S"), *words, flush=True)
+
+
+def crops_of(part: str, crops: int, seed: int, debian: bool) -> Tensor:
+    """Return crops with the photograph first: ``(photographs, crops, 3, 224, 224)``; kept on the disk."""
+    path = CACHE / f"{part}_{crops}_{seed}_{debian}.pt"
+    if not path.exists():
+        path.parent.mkdir(parents=True, exist_ok=True)
+        found = zoo.photographs(part, crops=crops, seed=seed, debian=debian)  # type: ignore[arg-type]
+        torch.save(found, path)
+    whole = torch.load(path)
+    return whole.unflatten(0, (-1, crops))  # type: ignore[no-any-return]
+
+
+class Answers:
+    """What the original says to some pictures, and how near others come.
+
+    Args:
+        original: The float model.
+        pictures: Shape ``(pictures, 3, 224, 224)``.
+        name: Of the file in which its answers are kept.
+    """
+
+    def __init__(self, original: nn.Module, pictures: Tensor, name: str) -> None:
+        self.batches = pictures.split(16)
+        path = CACHE / f"answers_{name}_{len(pictures)}.pt"
+        if not path.exists():
+            torch.save(self._outputs(original), path)
+        self.wanted = torch.load(path)
+
+    def __call__(self, model: Callable[..., Any]) -> dict[str, float]:
+        """Return how often the first guess is the original's, is among its five, and the mean divergence in nats."""
+        found, wanted = self._outputs(model), self.wanted
+        first = wanted.argmax(-1)
+        divergence = nn.functional.kl_div(
+            found.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean"
+        )
+        return {
+            "agreement": float((found.argmax(-1) == first).float().mean()),
+            "in five": float((found.topk(5).indices == first[:, None]).any(1).float().mean()),
+            "divergence": float(divergence),
+        }
+
+    def _outputs(self, model: Callable[..., Any]) -> Tensor:
+        with torch.no_grad():
+            return torch.cat([torch.as_tensor(_first(model(batch))) for batch in self.batches]).float()
+
+
+def _first(outputs: Any) -> Any:
+    return outputs[0] if isinstance(outputs, tuple | list) else outputs
+
+
+class Setting:
+    """The model, its photographs and what measures.
+
+    Args:
+        options: Of the command line.
+    """
+
+    def __init__(self, options: argparse.Namespace) -> None:
+        self.options = options
+        self.model = zoo.efficientnet_lite0_timm()
+        debian = not options.python_only
+        pictures = {
+            name: crops_of("calibration", CROPS[name], seed, debian)
+            for seed, name in enumerate(("ranges", "repair", "training", "scoring"))
+        }
+        held = [place % HOLD_OUT == HOLD_OUT - 1 for place in range(len(pictures["ranges"]))]
+        learning = torch.tensor([not own for own in held])
+        self.ranges = list(pictures["ranges"][learning].flatten(0, 1).split(16))
+        # the crops of a photograph lie together, so that what a repair holds out is new to it
+        self.repairing = list(pictures["repair"][learning].flatten(0, 1).split(2 * CROPS["repair"]))
+        self.training = pictures["training"][learning].flatten(0, 1)
+        self.scoring = Answers(self.model, pictures["scoring"][torch.tensor(held)].flatten(0, 1), "scoring")
+        self.photographs = {"used": int(learning.sum()), "held out": sum(held)}
+        self.workpiece = Workpiece(self.model, (self.ranges[0][:1],), {}, self.ranges, None)
+        log("photographs", self.photographs)
+        self.whole = self.rounded(Candidate(), self.model)
+        self.bench = Workbench(self.whole, self.workpiece.inputs, {}, [COST], threads=1, repeats=100)
+        self.latencies = Latencies(self.workpiece, self.bench, "onnxruntime", 1)
+        self.fitter = self.fitter_for(SHARE)
+        log("original in int8:", self.bench.whole, self.scoring(self.bench.sessions()["onnxruntime"]))
+
+    def judging(self) -> Answers:
+        """Return what judges: made only when everything else is done."""
+        debian = not self.options.python_only
+        pictures = crops_of("agreement", CROPS["judging"], 0, debian)
+        return Answers(self.model, pictures.flatten(0, 1), "judging")
+
+    def fitter_for(self, share: float) -> Fitter:
+        """Return what fits candidates to a share of the latency of the original's int8 file."""
+        return Fitter(self.workpiece, self.bench, [Limit(COST, share, False)], "onnxruntime", self.latencies)
+
+    def rounded(self, candidate: Candidate, small: nn.Module) -> nn.Module:
+        """Return the int8 model."""
+        return integer_model(self.workpiece, candidate, small, "onnxruntime", self.ranges)
+
+    def repaired(self, candidate: Candidate, passes: int) -> nn.Module:
+        """Return the small float model, repaired, its normalizations adapted."""
+        small = built(self.workpiece, candidate)
+        if candidate.counts or candidate.blocks:
+            dw.repair(small, self.model, self.repairing, passes=passes)
+        adapt_normalization(small, self.repairing)
+        return small
+
+    def trained(self, candidate: Candidate, small: nn.Module) -> nn.Module:
+        """Return the model trained by the original's answers, with quantizers on it."""
+        options = self.options
+        generator = torch.Generator().manual_seed(options.seed)
+        pictures = torch.cat(
+            [
+                self.training[torch.randperm(len(self.training), generator=generator)]
+                for _ in range(options.epochs)
+            ]
+        )
+        training = Training(
+            1, lambda own: torch.optim.AdamW(own, options.rate, weight_decay=0.0), temperature=2.0
+        )
+        return trained(
+            self.workpiece,
+            candidate,
+            small,
+            list(pictures.split(16)),
+            training,
+            epochs=1,
+            loss=None,
+            backend="onnxruntime",
+            seed=options.seed,
+            progress=False,
+        )
+
+    def measured(self, model: nn.Module, small: nn.Module) -> float:
+        """Return the latency of an int8 model over that of the original's int8 file; its file is open behind this."""
+        costs = self.bench.measure(model, small, integers=True)
+        return self.bench.shares(costs)[COST]
+
+
+def curves(setting: Setting) -> HarmCurves:
+    """Measure what cutting each axis alone does; kept on the disk."""
+    result = dw.sensitivity(
+        setting.model,
+        setting.ranges,
+        kinds=["pruning"],
+        ratios=(0.25, 0.5, 0.75),
+        importance="outputs",
+        storage=CACHE / "sensitivity",
+        progress=False,
+    )
+    return HarmCurves.of(setting.workpiece.variant().space, result)
+
+
+def by_share(setting: Setting, share: Share, goal: float) -> Fitted:
+    """Return a candidate by one rule whose latency is close to a goal, as a share of the original's."""
+    best: Fitted | None = None
+    aim = goal
+    for _ in range(4):
+        found = setting.fitter_for(aim).fit(Candidate(importance="outputs"), share)
+        if found is None:
+            raise SystemExit(f"no such model has a latency of {aim:.3f}")
+        now = setting.bench.shares(found.costs)[COST]
+        if best is None or abs(now - goal) < abs(setting.bench.shares(best.costs)[COST] - goal):
+            best = found
+        if abs(now / goal - 1) < CLOSE:
+            break
+        aim *= goal / now
+    assert best is not None
+    return best
+
+
+def by_joint(setting: Setting, harm: HarmCurves) -> tuple[Candidate, dict[str, Any]]:
+    """Search jointly, and return what scored best on the held-out photographs."""
+    options, latencies = setting.options, setting.latencies
+
+    def assess(candidate: Candidate, report: Report) -> float:
+        begin = time.process_time()
+        score = -setting.scoring(setting.repaired(candidate, options.trial_passes))["divergence"]
+        log(f"trial: {score:.3f}, {candidate.summary()}, {time.process_time() - begin:.0f} s")
+        return score
+
+    beginning = Beginning(
+        setting.fitter, ("blocks", "widths", "int8"), False, options.trials, latencies.widths
+    )
+    found = beginning.choices()
+    choices = Choices(found.blocks, found.importances, found.float_layers, found.numbers)
+    log("blocks in the order in which they may go:", choices.blocks[-1])
+    identity = {"model": "efficientnet_lite0", "share": SHARE, "passes": options.trial_passes}
+    subject = JointSubject(setting.fitter, choices, assess, identity, latencies.widths, harm)
+    base = Candidate(importance="outputs", float_layers=choices.float_layers[0])
+    first = [
+        Wish(base.but(blocks=blocks), share, {})
+        for blocks in choices.blocks[: options.depths]
+        for share in (
+            ("measured", "greedy", "equal drop", "uniform") if not blocks else ("measured", "greedy")
+        )
+    ]
+    study = run_study(
+        subject,
+        trials=options.trials,
+        name="joint",
+        storage=CACHE / f"joint_{options.trial_passes}.db",
+        seed=options.seed,
+        enqueue=[subject.parameters_of(wish) for wish in first[: options.trials]],
+        progress=False,
+    )
+    ranked = sorted((own for own in study.trials if own.feasible), key=lambda own: -own.values["score"])
+    facts = {"trials": len(study.trials), "scores": [own.values["score"] for own in ranked]}
+    return Candidate.from_json(ranked[0].attributes["candidate"]), facts
+
+
+def rows_of(setting: Setting, way: str, candidate: Candidate, train: bool) -> list[dict[str, Any]]:
+    """Treat a candidate as all are treated, and judge it; with the training as a second row."""
+    begin = time.process_time()
+    small = setting.repaired(candidate, setting.options.passes)
+    models = {"no": setting.rounded(candidate, small)}
+    seconds = {"no": time.process_time() - begin}
+    if train:
+        begin = time.process_time()
+        models["yes"] = setting.trained(candidate, small)
+        seconds["yes"] = time.process_time() - begin
+    judge, rows = setting.judging(), []
+    for name, model in models.items():
+        latency = setting.measured(model, small)
+        session = setting.bench.sessions()["onnxruntime"]
+        row = {
+            "way": way,
+            "trained": name,
+            "latency": latency,
+            "judged": judge(session),
+            "held out": setting.scoring(session),
+            "seconds": seconds[name],
+            "candidate": candidate.to_json(),
+            "photographs": setting.photographs,
+            "pictures": {
+                key: len(own) for key, own in (("repair", setting.repairing), ("training", setting.training))
+            },
+            "epochs": setting.options.epochs,
+            "rate": setting.options.rate,
+        }
+        log(way, "trained:", name, f"latency {latency:.3f}", row["judged"], row["held out"])
+        rows.append(row)
+    return rows
+
+
+def candidate_of(setting: Setting, way: str) -> tuple[Candidate, dict[str, Any]]:
+    """Return the candidate of a way; kept on the disk."""
+    path = CACHE / f"{way}.json"
+    if path.exists():
+        data = json.loads(path.read_text())
+        return Candidate.from_json(data["candidate"]), data["facts"]
+    begin = time.process_time()
+    facts: dict[str, Any] = {}
+    if way == "uniform":
+        candidate = by_share(setting, uniform_share(), SHARE).candidate
+    elif way == "sensitivity-guided":
+        candidate = by_share(setting, equal_drop_share(curves(setting)), SHARE).candidate
+    else:
+        candidate, facts = by_joint(setting, curves(setting))
+    facts["search seconds"] = time.process_time() - begin
+    log(way, candidate.summary(), facts)
+    path.write_text(json.dumps({"candidate": candidate.to_json(), "facts": facts}))
+    return candidate, facts
+
+
+def page(rows: list[dict[str, Any]]) -> str:
+    """Return the page of results."""
+    used = rows[0]["photographs"] if rows else {}
+    lines = [
+        "# Half the latency without a label",
+        "",
+        "Made by `benchmarks/label_free.py`, which says how; do not edit by hand. EfficientNet-Lite0 with its ImageNet",
+        "weights; latency in ONNX Runtime, one thread, one picture, over that of its own int8 file. Of photographs",
+        f"without labels {used.get('used')} repair and train, and {used.get('held out')} others score the trials of",
+        "the search; the figures are of the int8 files on photographs that nothing else saw: how often their first",
+        "guess is that of the float original, how often that one is among their five, and the divergence of their",
+        "outputs.",
+        "",
+        "| way | trained by the original's answers | latency | same first guess | among five | divergence, nats |",
+        "|---|---|---|---|---|---|",
+    ]
+    latest = {(row["way"], row["trained"]): row for row in rows}
+    for trained_or_not in ("no", "yes"):
+        for way in ("original", *WAYS):
+            row = latest.get((way, trained_or_not))
+            if row is not None:
+                own = row["judged"]
+                lines.append(
+                    f"| {way} | {trained_or_not} | {row['latency']:.3f} | {100 * own['agreement']:.1f} % "
+                    f"| {100 * own['in five']:.1f} % | {own['divergence']:.2f} |"
+                )
+    lines += ["", "What goes:", ""]
+    for way in WAYS:
+        row = latest.get((way, "no"))
+        if row is not None:
+            lines.append(f"- {way}: {Candidate.from_json(row['candidate']).summary()}")
+    return "\n".join([*lines, ""])
+
+
+def main() -> None:
+    """Run the ways that have no rows, or write the page."""
+    parser = argparse.ArgumentParser(
+        description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter
+    )
+    parser.add_argument("--ways", nargs="*", default=list(WAYS), choices=list(WAYS))
+    parser.add_argument("--trials", type=int, default=16)
+    parser.add_argument("--depths", type=int, default=4, help="sets of blocks that the search begins with")
+    parser.add_argument("--trial-passes", type=int, default=2, help="of the repair of a trial")
+    parser.add_argument("--passes", type=int, default=4, help="of the repair of the result")
+    parser.add_argument("--epochs", type=int, default=4)
+    parser.add_argument("--rate", type=float, default=3e-4)
+    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--no-training", action="store_true")
+    parser.add_argument("--python-only", action="store_true", help="only the photographs of Python packages")
+    parser.add_argument("--output", type=Path, default=ROWS)
+    parser.add_argument("--page", action="store_true")
+    options = parser.parse_args()
+    rows = (
+        [json.loads(line) for line in options.output.read_text().splitlines()]
+        if options.output.exists()
+        else []
+    )
+    if options.page:
+        PAGE.write_text(page(rows))
+        return
+    warnings.simplefilter("ignore")
+    torch.set_num_threads(1)
+    setting = Setting(options)
+    done = {(row["way"], row["trained"]) for row in rows}
+    wanted = {"no"} if options.no_training else {"no", "yes"}
+    for way in options.ways:
+        if all((way, own) in done for own in wanted):
+            continue
+        candidate, facts = candidate_of(setting, way)
+        for row in rows_of(setting, way, candidate, not options.no_training):
+            if (way, row["trained"]) not in done:
+                with options.output.open("a") as file:
+                    file.write(json.dumps({**row, "facts": facts}) + "\n")
+
+
+if __name__ == "__main__":
+    sys.path.insert(0, str(HERE.parent / "tests"))
+    importlib.import_module("support.torchvision_shim").install()
+    main()
