@@ -80,7 +80,9 @@ def _adamw(rate: float, parameters: Any) -> torch.optim.Optimizer:
     return torch.optim.AdamW(parameters, rate, weight_decay=0.01)
 
 
-def _images(name: str, data: zoo.ImageData, held: int, build: Any, small: int, batch: int, **own: Any) -> Case:
+def _images(
+    name: str, data: zoo.ImageData, held: int, build: Any, small: int, batch: int, **own: Any
+) -> Case:
     """Make a case of images, whose last training pictures are the validation set."""
     left = dataclasses.replace(
         data, train_images=data.train_images[:-held], train_labels=data.train_labels[:-held]
@@ -136,7 +138,9 @@ def sentences(train: int = 4_500, held: int = 700, test: int = 2_000, length: in
 CASES = {"digits": digits, "fashion": fashion, "sentences": sentences}
 
 
-def by_auto(case: Case, seed: int, original: nn.Module, **options: Any) -> tuple[nn.Module, Candidate, dict[str, Any]]:
+def by_auto(
+    case: Case, seed: int, original: nn.Module, **options: Any
+) -> tuple[nn.Module, Candidate, dict[str, Any]]:
     """Let ``dw.auto`` find a model."""
     begin = time.perf_counter()
     result = dw.auto(
@@ -151,7 +155,11 @@ def by_auto(case: Case, seed: int, original: nn.Module, **options: Any) -> tuple
         **options,
     )
     seconds = time.perf_counter() - begin
-    figures = {"seconds": seconds, "parts": dict(result.seconds), "trials": len(result.study.trials) if result.study else 0}
+    figures = {
+        "seconds": seconds,
+        "parts": dict(result.seconds),
+        "trials": len(result.study.trials) if result.study else 0,
+    }
     return result.model, result.candidate, figures
 
 
@@ -220,7 +228,9 @@ def measure(name: str, seed: int, ways: list[str]) -> list[dict[str, Any]]:
     bench = Workbench(original, case.examples, {}, costs, threads=1, repeats=100)
     whole = Judge("accuracy", original, case.task.test)(original)
     model, candidate, figures = by_auto(case, seed, copy.deepcopy(original))
-    rows = [{"way": WAYS[0], **figures, **judged(case, original, model, bench), "candidate": candidate.to_json()}]
+    rows = [
+        {"way": WAYS[0], **figures, **judged(case, original, model, bench), "candidate": candidate.to_json()}
+    ]
     own = {cost: bench.whole[cost] * rows[0]["latency"][cost.partition(":")[2]] for cost in costs[:-1]}
     uniform = Uniform(case, original, own, bench)
     fitted = uniform.candidate()

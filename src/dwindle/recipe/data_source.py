@@ -27,6 +27,9 @@ from dwindle.training.batches import split_batch
 
 __all__ = ["Batch", "Data", "TensorLoader", "load_data"]
 
+#: Batches of inputs that a search without labels works with.
+_UNLABELLED = 16
+
 Augment = Callable[[Tensor, torch.Generator], Tensor]
 
 
@@ -89,10 +92,12 @@ class Data:
         train: A loader, a pair of tensors, or None.
         test: A loader, a pair of tensors, or a tensor.
         calibration: The same, or None: the training data serve.
+        validation: The same, or None: some of the training data serve.
     """
 
-    def __init__(self, part: DataPart, train: Any, test: Any, calibration: Any):
+    def __init__(self, part: DataPart, train: Any, test: Any, calibration: Any, validation: Any = None):
         self.part, self._train, self._test = part, train, test
+        self._validation = validation
         self._calibration = calibration
         self._augment: Augment | None = None
         if part.augment is not None:
@@ -118,6 +123,35 @@ class Data:
             return self._train
         inputs, targets = self._train
         return TensorLoader(inputs, targets, batch_size or self.part.batch_size, seed, self._augment)
+
+    def with_validation(self, share: float, seed: int, *, labelled: bool) -> tuple[Iterable[Any], list[Any]]:
+        """Return training batches, and batches to judge by that are not among them.
+
+        Args:
+            share: Of the training data that is held out, where the data bring no validation data.
+            seed: Decides the order of the training batches.
+            labelled: Whether batches are ``(inputs, target)``; otherwise inputs alone.
+
+        Raises:
+            ConfigError: There are no training data, or no validation data and nothing to hold out.
+        """
+        if not labelled:
+            inputs = self.calibration_inputs(_UNLABELLED)
+            held = max(1, round(len(inputs) * share))
+            if held >= len(inputs):
+                raise ConfigError(
+                    f"the data {self.part.name!r} give {len(inputs)} batch(es) of inputs: too few to hold some out"
+                )
+            return inputs[:-held], inputs[-held:]
+        if self._train is None:
+            raise ConfigError(f"the data {self.part.name!r} hold nothing to train with")
+        if self._validation is not None:
+            own = _batches(self._validation, self.part.evaluation_batch_size)
+            return self.training_batches(seed), [(batch.kwargs or batch.args, batch.target) for batch in own]
+        kept, held_out = _split(self._train, share, self.part.name)
+        left = TensorLoader(kept[0], kept[1], self.part.batch_size, seed, self._augment)
+        size = self.part.evaluation_batch_size
+        return left, list(zip(held_out[0].split(size), held_out[1].split(size), strict=True))
 
     def test_batches(self) -> Iterator[Batch]:
         """Yield the test data in their order."""
@@ -167,7 +201,8 @@ def load_data(part: DataPart) -> Data:
         inner_train, inner_test, calibration = _parts(own, name)
         calibration = calibration if calibration is not None else inner_train
         calibration = calibration if calibration is not None else inner_test
-    return Data(part, train, test, calibration)
+    own = found.get("validation") if isinstance(found, Mapping) else getattr(found, "validation", None)
+    return Data(part, train, test, calibration, own)
 
 
 def _parts(found: Any, name: str) -> tuple[Any, Any, Any]:
@@ -202,21 +237,24 @@ def _held_out(part: DataPart, found: Any, train: Any, test: Any) -> tuple[Any, A
             f"data.evaluation: the data {part.name!r} bring no 'validation'; say which share of the training data "
             "is held out: validation: 0.2"
         )
+    kept, held = _split(train, part.validation, part.name)
+    return kept, test if part.evaluation == "test" else held
+
+
+def _split(train: Any, share: float, name: str) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
+    """Return training data without those that are held out, and those; the same samples in every run."""
     if not _is_pair(train):
         raise ConfigError(
-            f"data.validation: the training data of {part.name!r} do not come as a pair of tensors, of which some "
+            f"data.validation: the training data of {name!r} do not come as a pair of tensors, of which some "
             "could be held out; let the data bring 'validation' themselves, or score on the test data"
         )
     count = len(train[0])
-    held = round(count * part.validation)
+    held = round(count * share)
     if not 0 < held < count:
-        raise ConfigError(
-            f"data.validation: {part.validation} of {count} training samples leaves one side empty"
-        )
-    # The same samples in every run, whatever its seeds.
+        raise ConfigError(f"data.validation: {share} of {count} training samples leaves one side empty")
     order = torch.randperm(count, generator=torch.Generator().manual_seed(0))
-    kept = tuple(tensor[order[held:].sort().values] for tensor in train)
-    return kept, test if part.evaluation == "test" else tuple(tensor[order[:held]] for tensor in train)
+    rest = order[held:].sort().values
+    return (train[0][rest], train[1][rest]), (train[0][order[:held]], train[1][order[:held]])
 
 
 def _is_pair(value: Any) -> bool:

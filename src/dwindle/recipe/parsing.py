@@ -109,7 +109,7 @@ def _stage(reader: Reader, entry: Any, location: Location) -> Stage:
 def _check_order(reader: Reader, stages: Sequence[Stage]) -> None:
     """Raise where the stages cannot follow one another as they do."""
     seen: dict[str, int] = {}
-    quantized = False
+    quantized: str | None = None
     for position, stage in enumerate(stages):
         location: Location = ("stages", position, stage.kind)
         if stage.label in seen:
@@ -121,8 +121,8 @@ def _check_order(reader: Reader, stages: Sequence[Stage]) -> None:
         if stage.kind == "report" and position != len(stages) - 1:
             reader.fail(location, "the report must be the last stage, so that it shows all of them")
         if quantized and stage.makes_model:
-            reader.fail(location, f"{stage.kind!r} cannot follow 'quantize'; put it before")
-        quantized = quantized or stage.kind == "quantize"
+            reader.fail(location, f"{stage.kind!r} cannot follow {quantized!r}; put it before")
+        quantized = quantized or (stage.kind if stage.kind in ("quantize", "auto") else None)
         for name in getattr(stage, "compare", None) or ():
             models = [other.label for other in stages[:position] if other.makes_model]
             if name not in ("original", *models):

@@ -52,7 +52,8 @@ def test_greedy_is_within_the_limits_and_near_the_best(share: float, seed: int) 
         return sum(harm(v, counts[v.axis]) for v in space.variables)
 
     found = greedy_counts(space, harm, over)
-    assert found is not None and over(found)[0] <= 1
+    assert found is not None
+    assert over(found)[0] <= 1
     best = min(total(counts) for counts in _every_count(space) if over(counts)[0] <= 1)
     worst = total(space.smallest())
     assert total(found) <= best + 0.15 * (worst - best)
@@ -70,9 +71,11 @@ def test_all_limits_hold_together() -> None:
         return [cost.cost(name, counts) / most for name, most in limits.items()]
 
     found = greedy_counts(space, harm, over)
-    assert found is not None and max(over(found)) <= 1
+    assert found is not None
+    assert max(over(found)) <= 1
     even = uniform_counts(space, over)
-    assert even is not None and max(over(even)) <= 1
+    assert even is not None
+    assert max(over(even)) <= 1
 
 
 def test_out_of_reach_is_none() -> None:

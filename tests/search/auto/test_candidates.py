@@ -35,7 +35,8 @@ CANDIDATE = Candidate(
 
 def test_there_and_back() -> None:
     again = Candidate.from_json(CANDIDATE.to_json())
-    assert again == CANDIDATE and again.key == CANDIDATE.key
+    assert again == CANDIDATE
+    assert again.key == CANDIDATE.key
     assert again.but(numbers="float32").key != CANDIDATE.key
     with pytest.raises(dw.ConfigError, match="did you mean 'blocks'"):
         Candidate.from_json({"block": []})
@@ -73,8 +74,6 @@ def test_the_stages_of_a_recipe_make_the_same_shapes(workpiece: Workpiece, tmp_p
     path = tmp_path / "candidate.yaml"
     path.write_text(yaml.safe_dump(recipe))
     result = run_recipe(path, tmp_path / "run")
-    (saved,) = (result.directory).rglob("*counts*") if False else [None]
-    assert saved is None
     manifests = sorted(result.directory.rglob("manifest.json"), key=lambda own: own.stat().st_mtime)
     small = dw.load(manifests[-1].parent)
     mine = built(workpiece, CANDIDATE)

@@ -32,8 +32,10 @@ def test_words(cost: str, given: str, value: float) -> None:
 
 def test_shares_are_of_the_original() -> None:
     first, second = parse_limits({"latency:onnxruntime": 0.25, "bytes": 0.5})
-    assert first.allowed(8.0) == 2.0 and second.allowed(100.0) == 50.0
-    assert runtime_of("latency:openvino:bf16") == "openvino:bf16" and runtime_of("bytes") is None
+    assert first.allowed(8.0) == 2.0
+    assert second.allowed(100.0) == 50.0
+    assert runtime_of("latency:openvino:bf16") == "openvino:bf16"
+    assert runtime_of("bytes") is None
 
 
 @pytest.mark.parametrize(

@@ -1,5 +1,6 @@
 """What a recipe may say, as checked values: the model, the data, the stages in their order, the algorithms."""
 
+from dwindle.recipe.schema.automatic import AutoStage
 from dwindle.recipe.schema.compression import ALGORITHMS, Algorithm, CompressionRecipe
 from dwindle.recipe.schema.model_and_data import CalibrationPart, DataPart, ModelPart
 from dwindle.recipe.schema.part import Part
@@ -21,6 +22,7 @@ __all__ = [
     "ALGORITHMS",
     "STAGES",
     "Algorithm",
+    "AutoStage",
     "CalibrationPart",
     "CompressionRecipe",
     "DataPart",

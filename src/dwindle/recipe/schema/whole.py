@@ -6,6 +6,7 @@ from typing import Annotated
 
 from pydantic import Field
 
+from dwindle.recipe.schema.automatic import AutoStage
 from dwindle.recipe.schema.model_and_data import DataPart, ModelPart
 from dwindle.recipe.schema.part import Count, Part
 from dwindle.recipe.schema.quantizing import QuantizeStage
@@ -25,6 +26,7 @@ STAGES: dict[str, type[Stage]] = {
         FactorizeStage,
         FinetuneStage,
         QuantizeStage,
+        AutoStage,
         ExportStage,
         MeasureStage,
         ReportStage,

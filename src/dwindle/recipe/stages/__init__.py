@@ -6,6 +6,7 @@ from collections.abc import Callable
 from typing import Any
 
 from dwindle.recipe.context import StageContext
+from dwindle.recipe.stages.auto import run_auto
 from dwindle.recipe.stages.export import run_export
 from dwindle.recipe.stages.factorize import run_factorize
 from dwindle.recipe.stages.measure import run_measure
@@ -21,6 +22,7 @@ RUNNERS: dict[str, Callable[[StageContext], dict[str, Any]]] = {
     "factorize": run_factorize,
     "finetune": run_finetune,
     "quantize": run_quantize,
+    "auto": run_auto,
     "export": run_export,
     "measure": run_measure,
 }

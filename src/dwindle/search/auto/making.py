@@ -20,7 +20,7 @@ from dwindle.search.auto.variant import Workpiece, with_ranks
 from dwindle.training import TrainingOptions, fit
 from dwindle.training.loader_state import loader_state, restore_loader
 
-__all__ = ["Training", "built", "integer_model", "trained"]
+__all__ = ["Shortened", "Training", "built", "integer_model", "trained"]
 
 MakeOptimizer = Callable[[Iterable[nn.Parameter]], torch.optim.Optimizer]
 Loss = Callable[[Any, Any], Tensor]
@@ -56,6 +56,24 @@ class Training:
             raise ConfigError(f"training: epochs must be at least 1, not {self.epochs}")
         if not 0 <= self.teacher_weight <= 1:
             raise ConfigError(f"training: teacher_weight {self.teacher_weight} is not between 0 and 1")
+
+
+class Shortened:
+    """The first batches of every pass over a loader.
+
+    Args:
+        loader: Gives batches.
+        batches: How many of them.
+    """
+
+    def __init__(self, loader: Any, batches: int) -> None:
+        self.loader, self.batches = loader, batches
+
+    def __len__(self) -> int:
+        return min(self.batches, len(self.loader))
+
+    def __iter__(self) -> Iterator[Any]:
+        return itertools.islice(iter(self.loader), self.batches)
 
 
 class _Unlabelled:
@@ -147,7 +165,8 @@ def trained(
             after_epoch(next(epoch), model)
         return 0.0
 
-    before = loader_state(loader)
+    source = loader.loader if isinstance(loader, Shortened) else loader
+    before = loader_state(source)
     try:
         fit(
             small,
@@ -162,7 +181,7 @@ def trained(
             description=candidate.summary(),
         )
     finally:
-        restore_loader(loader, before)  # every candidate sees the same batches
+        restore_loader(source, before)  # every candidate sees the same batches
     return small.eval()
 
 
