@@ -1,6 +1,8 @@
 """Kills the workers of a search at random moments, and compares its trials with those of an undisturbed search.
 
 python benchmarks/workers.py recipes/digits_search.yaml --workers 3 --storage sqlite journal
+
+Workers are forked from this process, so that a new one is at work at once; one of them is the search itself.
 """
 
 from __future__ import annotations
@@ -12,57 +14,54 @@ import os
 import random
 import signal
 import sqlite3
-import subprocess
 import sys
 import tempfile
 import time
+import traceback
 from collections import Counter
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 RESULTS = Path(__file__).resolve().parent / "results"
-START = "import sys; from dwindle.cli import main; sys.argv[0] = 'dwindle'; main()"
 
 
-def start(
-    recipe: Path, output: Path, storage: str, workers: int, trials: int | None
-) -> subprocess.Popen[bytes]:
-    """Start ``dwindle search`` in a process of its own."""
-    command = [sys.executable, "-c", START, "search", str(recipe), "--output", str(output), "--json"]
-    command += ["--workers", str(workers), "--storage", storage]
-    if trials is not None:
-        command += ["--trials", str(trials)]
-    with (output.parent / f"{output.name}.log").open("ab") as log:
-        return subprocess.Popen(
-            command, stdout=(output.parent / f"{output.name}.json").open("wb"), stderr=log
-        )
+def forked(work: Callable[[], Any], log: Path) -> int:
+    """Do some work in a process of its own; return its number."""
+    child = os.fork()
+    if child:
+        return child
+    try:
+        work()
+        os._exit(0)
+    except BaseException:
+        with log.open("a", encoding="utf-8") as stream:
+            traceback.print_exc(file=stream)
+        os._exit(1)
 
 
-def record_of(output: Path, process: subprocess.Popen[bytes]) -> dict[str, Any]:
-    """What a search that came to its end printed."""
-    if process.wait() != 0:
-        raise RuntimeError((output.parent / f"{output.name}.log").read_text()[-2000:])
-    return json.loads((output.parent / f"{output.name}.json").read_text())
+def search(recipe: Path, output: Path, storage: str, trials: int | None) -> None:
+    """Search to the end, or go on where an earlier search stood; leave what was found in ``found.json``."""
+    from dwindle.recipe.searching import search_recipe
+
+    found = search_recipe(recipe, output, storage=storage, trials=trials, workers=1, progress=False)
+    (output / "found.json").write_text(json.dumps(found.to_json()), encoding="utf-8")
 
 
-def children(process: int) -> list[int]:
-    """The worker processes of a search."""
-    found = []
-    for entry in Path("/proc").iterdir():
-        if entry.name.isdigit():
-            with contextlib.suppress(OSError):
-                parent = (entry / "stat").read_text().rpartition(")")[2].split()[1]
-                if int(parent) == process and b"dwindle.search.studies" in (entry / "cmdline").read_bytes():
-                    found.append(int(entry.name))
-    return found
+def found_in(output: Path) -> dict[str, Any]:
+    """What a search that came to its end found."""
+    return json.loads((output / "found.json").read_text(encoding="utf-8"))
 
 
 def audited(storage: str) -> None:
     """Let an SQLite file write down every final state that a trial is given."""
+    from dwindle.search.studies.storage import open_storage
+
+    open_storage(storage).optuna.remove_session()
     with contextlib.closing(sqlite3.connect(storage, timeout=60)) as base, base:
-        base.execute("CREATE TABLE IF NOT EXISTS finished (trial INTEGER)")
+        base.execute("CREATE TABLE finished (trial INTEGER)")
         base.execute(
-            "CREATE TRIGGER IF NOT EXISTS audit AFTER UPDATE OF state ON trials "
+            "CREATE TRIGGER audit AFTER UPDATE OF state ON trials "
             "WHEN NEW.state NOT IN ('WAITING', 'RUNNING') BEGIN INSERT INTO finished VALUES (NEW.number); END"
         )
 
@@ -78,17 +77,58 @@ def times_finished(storage: str) -> Counter[int]:
     )
 
 
-def disturb(process: subprocess.Popen[bytes], moments: random.Random, pause: tuple[float, float]) -> int:
-    """Kill one worker after another until the search ends; return how many."""
+def killed(recipe: Path, output: Path, storage: str, options: argparse.Namespace) -> int:
+    """Search with workers that are killed one after another; return how many were."""
+    from dwindle.search.studies import work_on_study
+
+    moments, log = random.Random(options.seed), output.parent / f"{output.name}.log"
+    name = recipe_name(recipe)
+
+    def leader() -> None:
+        search(recipe, output, storage, options.trials)
+
+    def worker() -> None:
+        work_on_study(storage, name, progress=False)
+
+    def fail(code: int) -> None:
+        if code not in (0, -signal.SIGKILL):
+            raise RuntimeError(log.read_text()[-2000:])
+
+    crew: dict[int, Callable[[], None]] = {}
     kills = 0
-    while process.poll() is None:
-        time.sleep(moments.uniform(*pause))
-        alive = children(process.pid)
-        if alive:
-            with contextlib.suppress(ProcessLookupError):
-                os.kill(moments.choice(alive), signal.SIGKILL)
-                kills += 1
+    while not (output / "found.json").exists():
+        for own in list(crew):
+            ended, status = os.waitpid(own, os.WNOHANG)
+            if ended:
+                del crew[own]
+                fail(os.waitstatus_to_exitcode(status))
+        if leader not in crew.values():
+            crew[forked(leader, log)] = leader
+        begun = any((output / "trials").glob("*")) if (output / "trials").is_dir() else False
+        while begun and len(crew) < options.workers:
+            crew[forked(worker, log)] = worker
+        time.sleep(moments.uniform(*options.pause) if begun else 0.5)
+        victim = moments.choice(list(crew))
+        ended, status = os.waitpid(victim, os.WNOHANG)
+        if not ended and begun:
+            os.kill(victim, signal.SIGKILL)
+            ended, status = os.waitpid(victim, 0)
+            kills += os.waitstatus_to_exitcode(status) == -signal.SIGKILL
+        if ended:
+            del crew[victim]
+            fail(os.waitstatus_to_exitcode(status))
+    for own in crew:
+        with contextlib.suppress(ProcessLookupError):
+            os.kill(own, signal.SIGKILL)
+        os.waitpid(own, 0)
     return kills
+
+
+def recipe_name(recipe: Path) -> str:
+    """The name of the study."""
+    from dwindle.recipe.searching import load_search
+
+    return load_search(recipe).example.name
 
 
 def core(record: dict[str, Any]) -> list[Any]:
@@ -102,65 +142,40 @@ def core(record: dict[str, Any]) -> list[Any]:
     ]
 
 
-def killed(
-    recipe: Path, folder: Path, kind: str, options: argparse.Namespace, half: int
-) -> tuple[dict[str, Any], Counter[int], int, float]:
-    """Search with workers that are killed; what came out, the books of the storage, the kills, the seconds."""
-    broken, moments = folder / f"killed-{kind}", random.Random(options.seed)
-    storage = str(folder / "killed.db") if kind == "sqlite" else f"journal:{folder / 'killed.journal'}"
-    if kind == "sqlite":
-        from dwindle.search.studies.storage import open_storage
-
-        open_storage(storage).optuna.remove_session()
-        audited(storage)
-    begin = time.perf_counter()
-    process = start(recipe, broken, storage, options.workers, options.trials)
-    # The search itself is killed, too, with all its workers, when about half of it is done.
-    kills = 0
-    while len(list((broken / "trials").glob("*/summary.json"))) < half:
-        if process.poll() is not None:
-            raise RuntimeError((folder / f"{broken.name}.log").read_text()[-2000:])
-        time.sleep(moments.uniform(*options.pause))
-        for own in moments.sample(alive := children(process.pid), min(1, len(alive))):
-            os.kill(own, signal.SIGKILL)
-            kills += 1
-    for own in [process.pid, *children(process.pid)]:
-        os.kill(own, signal.SIGKILL)
-        kills += 1
-    process.wait()
-    process = start(recipe, broken, storage, options.workers, options.trials)
-    kills += disturb(process, moments, options.pause)
-    record = record_of(broken, process)
-    return record, times_finished(storage), kills, time.perf_counter() - begin
-
-
 def main() -> None:
-    """Compare an undisturbed search with ones whose workers are killed, and that are killed themselves once."""
+    """Compare an undisturbed search with ones whose workers are killed."""
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("recipe", type=Path)
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--trials", type=int)
     parser.add_argument("--storage", nargs="+", choices=["sqlite", "journal"], default=["sqlite", "journal"])
-    parser.add_argument("--pause", type=float, nargs=2, default=(5.0, 20.0), help="seconds between two kills")
+    parser.add_argument("--pause", type=float, nargs=2, default=(1.0, 12.0), help="seconds between two kills")
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     sound = True
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         begin = time.perf_counter()
-        whole = folder / "undisturbed"
-        process = start(options.recipe, whole, str(folder / "undisturbed.db"), 1, options.trials)
-        undisturbed = record_of(whole, process)
-        seconds = time.perf_counter() - begin
-        best = undisturbed["best"]["trial"]
+        log = folder / "undisturbed.log"
+        whole, place = folder / "undisturbed", str(folder / "undisturbed.db")
+        child = forked(lambda: search(options.recipe, whole, place, options.trials), log)
+        if os.waitpid(child, 0)[1]:
+            raise RuntimeError(log.read_text())
+        undisturbed = found_in(whole)
+        seconds, best = time.perf_counter() - begin, undisturbed["best"]["trial"]
         print(
             f"undisturbed, 1 worker: {seconds:.0f} s, {len(core(undisturbed))} trials, best {best}",
             flush=True,
         )
         for kind in options.storage:
-            record, counts, kills, took = killed(
-                options.recipe, folder, kind, options, len(core(undisturbed)) // 2
+            storage = (
+                str(folder / "killed.db") if kind == "sqlite" else f"journal:{folder / 'killed.journal'}"
             )
+            if kind == "sqlite":
+                audited(storage)
+            output, begin = folder / f"killed-{kind}", time.perf_counter()
+            kills = killed(options.recipe, output, storage, options)
+            record, counts = found_in(output), times_finished(storage)
             result = {
                 "recipe": options.recipe.name,
                 "storage": kind,
@@ -168,7 +183,7 @@ def main() -> None:
                 "trials": len(core(record)),
                 "kills": kills,
                 "seconds undisturbed, 1 worker": round(seconds, 1),
-                "seconds killed": round(took, 1),
+                "seconds killed": round(time.perf_counter() - begin, 1),
                 "finished more than once": sum(count > 1 for count in counts.values()),
                 "never finished": len(core(undisturbed)) - len(counts),
                 "same trials": core(record) == core(undisturbed),

@@ -3,12 +3,15 @@
 from __future__ import annotations
 
 import collections
+import concurrent.futures
 import json
 import os
 import random
 import signal
 import sqlite3
+import sys
 import time
+import types
 from collections.abc import Iterator
 from contextlib import closing, contextmanager
 from pathlib import Path
@@ -172,6 +175,51 @@ def test_processes_of_a_study(tmp_path: Path) -> None:
         workers=2,
     )
     assert core(result) == core(undisturbed())
+
+
+def test_ray_starts_workers_that_the_leases_tell_apart(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    # Ray's interface, as much of it as is used, with threads for its workers.
+    class Tasks(types.ModuleType):
+        begun = ended = 0
+        pool = concurrent.futures.ThreadPoolExecutor(3)
+
+        def is_initialized(self) -> bool:
+            return False
+
+        def init(self, **options: Any) -> None:
+            self.begun += 1
+
+        def shutdown(self) -> None:
+            self.ended += 1
+
+        def remote(self, **options: Any) -> Any:
+            assert options == {"num_cpus": 1, "max_retries": -1}
+            return lambda work: types.SimpleNamespace(remote=lambda *given: self.pool.submit(work, *given))
+
+        def wait(self, tasks: list[Any], timeout: float) -> tuple[list[Any], list[Any]]:
+            done, left = concurrent.futures.wait(tasks, timeout, return_when="FIRST_COMPLETED")
+            return list(done), list(left)
+
+        def get(self, task: Any) -> Any:
+            return task.result()
+
+    tasks = Tasks("ray")
+    monkeypatch.setitem(sys.modules, "ray", tasks)
+    result = run_study(
+        SubjectMaker("study_subjects:hill", {"pause": 0.01}),
+        trials=TRIALS,
+        generation=GENERATION,
+        sampler_options={"n_startup_trials": 4},
+        seed=5,
+        storage=place("journal", tmp_path),
+        workers=3,
+        launcher="ray",
+    )
+    assert core(result) == core(undisturbed())
+    assert times_finished(place("journal", tmp_path)) == dict.fromkeys(range(TRIALS), 1)
+    assert (tasks.begun, tasks.ended) == (1, 1)
 
 
 def test_a_subject_that_nobody_survives_is_given_up(tmp_path: Path) -> None:

@@ -4,13 +4,15 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any
+from typing import Any, Literal
 
-from dwindle.config.errors import ConfigError, DwindleError, require
+from dwindle.config.errors import ConfigError, DwindleError, did_you_mean, require
 from dwindle.search.studies.result import StudyResult
 from dwindle.search.studies.subject import Subject, SubjectMaker
 
 __all__ = ["load_study", "run_study", "work_on_study"]
+
+_LAUNCHERS = ("processes", "ray")
 
 
 def run_study(
@@ -27,6 +29,7 @@ def run_study(
     generation: int | None = None,
     enqueue: Sequence[Mapping[str, Any]] = (),
     workers: int = 1,
+    launcher: Literal["processes", "ray"] = "processes",
     heartbeat: float = 10.0,
     patience: float | None = None,
     attempts: int = 10,
@@ -55,6 +58,7 @@ def run_study(
             gives the same for any number of workers. None: each proposal sees all that is finished by then.
         enqueue: Parameters of the first trials (warm starts); what they leave out is drawn.
         workers: Processes on this machine. Others may join: ``dwindle worker``.
+        launcher: Who starts workers: ``processes`` of this machine, or ``ray`` (tasks, wherever its cluster has room).
         heartbeat: Seconds between two signs of life of a worker.
         patience: A worker of another machine without a sign of life for so many seconds is taken for dead, and its
             trial is done again with the same parameters; default 6 heartbeats. On the same machine it is noticed at
@@ -70,18 +74,23 @@ def run_study(
     require("optuna", "search")
     from dwindle.search.studies.plan import Thinking, open_plan
     from dwindle.search.studies.processes import run_processes
+    from dwindle.search.studies.ray_workers import run_with_ray
     from dwindle.search.studies.showing import shown
     from dwindle.search.studies.storage import open_storage
     from dwindle.search.studies.work import Worker
 
     _check_numbers(trials=trials, workers=workers, attempts=attempts)
     maker = subject if isinstance(subject, SubjectMaker) else None
-    if workers > 1 and maker is None:
+    if launcher not in _LAUNCHERS:
+        hint = did_you_mean(launcher, _LAUNCHERS)
+        raise ConfigError(f"launcher {launcher!r} is not one of {', '.join(_LAUNCHERS)}{hint}")
+    elsewhere = workers > 1 or launcher == "ray"
+    if elsewhere and maker is None:
         raise ConfigError(
             "workers: other processes must make the subject by themselves; give a SubjectMaker("
             "'package.module:callable', {...}) in place of the subject"
         )
-    if workers > 1 and storage is None:
+    if elsewhere and storage is None:
         raise ConfigError("workers: several processes need a storage that they share; give a file")
     made = subject.make() if isinstance(subject, SubjectMaker) else subject
     thinking = Thinking(
@@ -90,11 +99,12 @@ def run_study(
     opened = open_storage(storage)
     plan = open_plan(opened, name, made, maker, thinking, trials, enqueue, attempts)
     waits = {"heartbeat": heartbeat, "patience": 6 * heartbeat if patience is None else patience}
-    steps = (
-        Worker(plan, made, **waits, poll=0.2).work()
-        if workers == 1
-        else run_processes(plan, workers, **waits)
-    )
+    if launcher == "ray":
+        steps = run_with_ray(plan, workers, **waits)
+    elif workers > 1:
+        steps = run_processes(plan, workers, **waits)
+    else:
+        steps = Worker(plan, made, **waits, poll=0.2).work()
     for _ in shown(plan, steps, progress):
         pass
     result = StudyResult.of(plan)
