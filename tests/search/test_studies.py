@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 import random
 from pathlib import Path
@@ -187,6 +188,31 @@ def test_optuna_reads_what_stands_there(tmp_path: Path) -> None:
     assert study.best_trial.constraints["n"] <= 0
     assert study.metric_names == ["score"]
     assert study.trials[3].user_attrs["cost.bytes"] == 100 * study.trials[3].params["n"]
+
+
+@pytest.mark.parametrize("kind", PLACES)
+def test_the_dashboard_opens_the_storage(kind: str, tmp_path: Path) -> None:
+    from wsgiref.util import setup_testing_defaults
+
+    dashboard = pytest.importorskip("optuna_dashboard")
+    run_study(Hill(), trials=3, storage=place(kind, tmp_path))
+    storage = optuna.storages.JournalStorage(
+        optuna.storages.journal.JournalFileBackend(str(tmp_path / "study.log"))
+    )
+    if kind == "sqlite":
+        storage = optuna.storages.RDBStorage(f"sqlite:///{tmp_path / 'study.db'}")
+    application = dashboard.wsgi(storage)
+
+    def asked(path: str) -> Any:
+        environment: dict[str, Any] = {}
+        setup_testing_defaults(environment)
+        environment["PATH_INFO"] = path
+        return json.loads(b"".join(application(environment, lambda status, headers, error=None: None)))
+
+    (study,) = asked("/api/studies")["study_summaries"]
+    trials = asked(f"/api/studies/{study['study_id']}")["trials"]
+    assert [trial["state"] for trial in trials] == ["Complete"] * 3
+    assert "cost.bytes" in {entry["key"] for entry in trials[0]["user_attrs"]}
 
 
 def test_what_mattered() -> None:
