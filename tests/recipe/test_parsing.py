@@ -8,6 +8,7 @@ from tiny_task import RECIPE
 from dwindle.config.errors import ConfigError
 from dwindle.recipe import load_recipe, parse_recipe
 from dwindle.recipe.schema import FinetuneStage, PruneStage
+from dwindle.recipe.searching import load_search
 
 HEAD = "name: r\nmodel: a.b:c\ndata: a.b:d\nstages:\n"
 
@@ -49,7 +50,7 @@ def test_exponents_without_a_point_are_numbers() -> None:
         ("  - prune: {ratio: 0.5, importance: l11}", ["importance", "did you mean 'l1'?"]),
         (
             "  - prune: {ratio: 0.5, target: {macs: 0.5}}",
-            ["stages[0].prune", "one of ratio, target and config_list"],
+            ["stages[0].prune", "one of ratio, target, config_list, and counts or blocks"],
         ),
         ("  - prune: {target: {mac: 0.5}}", ["stages[0].prune.target.mac", "did you mean 'macs'?"]),
         (
@@ -92,5 +93,6 @@ def test_missing_file_suggests_the_nearest(tmp_path: Path) -> None:
 
 def test_the_recipes_of_the_repository_are_valid() -> None:
     for path in (Path(__file__).parents[2] / "recipes").glob("*.yaml"):
-        recipe, _ = load_recipe(path)
+        searched = "\nsearch:" in path.read_text()
+        recipe = load_search(path).example if searched else load_recipe(path)[0]
         assert recipe.name == path.stem

@@ -210,5 +210,5 @@ def test_importances_that_run_the_model_and_repair(run: Run, importance: str) ->
 
 def test_repair_is_refused_beside_a_config_list(run: Run) -> None:
     prune = "{config_list: [{op_types: [Conv2d], sparse_ratio: 0.5}], repair: true}"
-    with pytest.raises(ConfigError, match="repair goes with ratio or target"):
+    with pytest.raises(ConfigError, match="repair goes with ratio, target, counts and blocks"):
         run(SHORT.replace("{ratio: 0.5}", prune))
