@@ -3,9 +3,9 @@
     python benchmarks/auto.py [--tasks digits fashion sentences] [--seeds 3]      rows in benchmarks/results/auto.jsonl
     python benchmarks/auto.py --page                                              docs/auto_results.md from the rows
 
-A row of ``dw.auto`` names a budget of 0.25 of the float network's latency in ONNX Runtime and in OpenVINO, both at once,
-one thread, and has a validation set that is no part of the training data; the rows are judged on the test set, by the
-exported file in each runtime, and timed anew beside the float network. Two other ways get the latency that ``dw.auto``
+A row of ``dw.auto`` names a budget of 0.25 of the float network's latency in ONNX Runtime and in OpenVINO, both at
+once, one thread, and has a validation set that is no part of the training data; the rows are judged on the test set, by
+the exported file in each runtime, and timed anew beside the float network. Two other ways get the latency that ``dw.auto``
 came to, in both runtimes: every axis loses the same share by L1, found by bisection on measured times (*uniform*, which
 is fine-tuned on the labels and quantized after training, and *uniform, trained like auto*, which has the training of
 ``dw.auto``: the float network as teacher and int8 in the loop). All ways train for the same number of epochs.
@@ -36,7 +36,8 @@ from dwindle.search.auto.fitting import Fitted, Fitter, uniform_share
 from dwindle.search.auto.judging import Judge
 from dwindle.search.auto.latencies import Latencies
 from dwindle.search.auto.limits import Limit
-from dwindle.search.auto.making import built, integer_model, trained as train_candidate
+from dwindle.search.auto.making import built, integer_model
+from dwindle.search.auto.making import trained as train_candidate
 from dwindle.search.auto.variant import Workpiece
 from dwindle.search.auto.workbench import Workbench
 
@@ -256,8 +257,8 @@ def page(rows: list[dict[str, Any]]) -> str:
     lines = [
         "# A quarter of the latency",
         "",
-        "Made by `benchmarks/auto.py`, which says how; do not edit by hand. `dw.auto` had a budget of 0.25 of the float",
-        "network's latency in ONNX Runtime and in OpenVINO, both at once, one thread. The uniform ways got the latency",
+        "Made by `benchmarks/auto.py`, which says how; do not edit by hand. `dw.auto` had a budget of 0.25 of the",
+        "float network's latency in ONNX Runtime and in OpenVINO, both at once, one thread. The uniform ways got the latency",
         "that it came to; where no uniform model is that fast, they are the smallest there is (a tenth of every axis).",
         "Mean over the seeds; accuracy of the exported file on the test set, the lower of the two runtimes. *Drop* is",
         "in points, the largest of all seeds behind the mean.",
@@ -273,8 +274,9 @@ def page(rows: list[dict[str, Any]]) -> str:
             scores = [min(row["accuracy"].values()) for row in own]
             drops = [100 * (row["float"] - score) for row, score in zip(own, scores, strict=True)]
             times = [statistics.mean(row["latency"][name] for row in own) for name in RUNTIMES]
+            size = statistics.mean(row["bytes"] for row in own)
             lines.append(
-                f"| {task} | {way} | {times[0]:.3f} | {times[1]:.3f} | {statistics.mean(row['bytes'] for row in own):.3f} "
+                f"| {task} | {way} | {times[0]:.3f} | {times[1]:.3f} | {size:.3f} "
                 f"| {100 * statistics.mean(row['float'] for row in own):.2f} % | {100 * statistics.mean(scores):.2f} % "
                 f"| {statistics.mean(drops):.2f} (at most {max(drops):.2f}) "
                 f"| {statistics.mean(row['seconds'] for row in own) / 60:.1f} | {len(own)} |"

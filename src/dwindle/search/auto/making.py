@@ -42,6 +42,8 @@ class Training:
         temperature: Of the distillation.
         method: How rounding is trained, see :class:`dwindle.quantization.TrainingQuantizer`.
         clip_norm: Largest norm of all gradients together, or None.
+        cache: Keep the original's answers on the disk while the search runs: candidates ask for them again and again.
+            Only for data without augmentation.
     """
 
     epochs: int = 10
@@ -50,6 +52,7 @@ class Training:
     temperature: float = 4.0
     method: str = "lsq"
     clip_norm: float | None = None
+    cache: bool = False
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
@@ -149,9 +152,14 @@ def trained(
             quantizer_of(workpiece, candidate, small, training, backend, QuantizationStages(start, start))
         )
     if weight > 0:
-        teacher = copy.deepcopy(workpiece.model)
         compressors.append(
-            Distiller(small, teacher=teacher, temperature=training.temperature, logits_weight=weight)
+            Distiller(
+                small,
+                teacher=copy.deepcopy(workpiece.model),
+                temperature=training.temperature,
+                logits_weight=weight,
+                cache=workpiece.answers if training.cache else None,
+            )
         )
     optimizer = training.optimizer([own for own in small.parameters() if own.requires_grad])
     schedule = torch.optim.lr_scheduler.LambdaLR(optimizer, partial(rise_and_fall, steps))

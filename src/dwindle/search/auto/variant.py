@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 from typing import Any
 
 from torch import Tensor, nn
@@ -60,6 +62,14 @@ class Workpiece:
             "largest_ratio": largest_ratio,
         }
         self._variants: dict[tuple[Any, ...], Variant] = {}
+        self._folder: tempfile.TemporaryDirectory[str] | None = None
+
+    @property
+    def answers(self) -> Path:
+        """A folder for the original's answers to training batches; gone with the workpiece."""
+        if self._folder is None:
+            self._folder = tempfile.TemporaryDirectory(prefix="dwindle-answers-", ignore_cleanup_errors=True)
+        return Path(self._folder.name)
 
     def variant(self, blocks: Sequence[str] = (), ranks: Mapping[str, int] | None = None) -> Variant:
         """Return the model without some blocks and with chains of some ranks, made once.
