@@ -44,13 +44,21 @@ class Beginning:
         labelled: Whether there are labels, for importances that need them.
         trials: How many candidates will be scored.
         widths: Counts that the runtime likes, by variable.
+        quantize_at: The share of the training behind which layers are rounded.
     """
 
     def __init__(
-        self, fitter: Fitter, methods: Sequence[str], labelled: bool, trials: int, widths: Widths
+        self,
+        fitter: Fitter,
+        methods: Sequence[str],
+        labelled: bool,
+        trials: int,
+        widths: Widths,
+        quantize_at: float = 0.0,
     ) -> None:
         self.fitter, self.workpiece = fitter, fitter.workpiece
         self.methods, self.labelled, self.trials, self.widths = tuple(methods), labelled, trials, widths
+        self.quantize_at = quantize_at
 
     def choices(self) -> Choices:
         """Return what trials choose between."""
@@ -59,7 +67,7 @@ class Beginning:
         importances = ("outputs", "taylor") if self.labelled else ("outputs",)
         layers = self._float_sets(blocks[-1]) if numbers == "int8" else ((),)
         ranks = self._ranks() if "ranks" in self.methods and self.trials >= _TRIALS_FOR_RANKS else None
-        return Choices(blocks, importances, layers, (numbers,), ranks)
+        return Choices(blocks, importances, layers, (numbers,), ranks, (self.quantize_at,))
 
     def wishes(self, choices: Choices) -> list[Wish]:
         """Return the greedy answers that fit the budget, and the uniform one; at most as many as there are trials.
@@ -69,7 +77,17 @@ class Beginning:
         """
         numbers: Literal["int8", "float32"] = "int8" if "int8" in choices.numbers else "float32"
         wanted = [
-            Wish(Candidate(gone, importance=own, numbers=numbers, float_layers=left), "greedy", {})
+            Wish(
+                Candidate(
+                    gone,
+                    importance=own,
+                    numbers=numbers,
+                    float_layers=left,
+                    quantize_at=self.quantize_at,
+                ),
+                "greedy",
+                {},
+            )
             for gone, left, own in itertools.product(
                 reversed(choices.blocks), choices.float_layers, choices.importances
             )
@@ -123,7 +141,7 @@ class Beginning:
         the greedy candidate without blocks.
         """
         first = self._first_layer()
-        base = Candidate(blocks)
+        base = Candidate(blocks, importance="outputs")
         plain = self.fitter.fit(base, Wish(base, "greedy", {}).how(self.widths))
         if plain is None or first is None:
             return ((),)

@@ -40,6 +40,7 @@ class Training:
         optimizer: Makes an optimizer of parameters, with the largest learning rate.
         teacher_weight: Weight of the original's answers beside the labels, 0 to 1.
         temperature: Of the distillation.
+        quantize_at: The share of the training behind which layers are rounded: later is faster, and enough for many.
         method: How rounding is trained, see :class:`dwindle.quantization.TrainingQuantizer`.
         clip_norm: Largest norm of all gradients together, or None.
         cache: Keep the original's answers on the disk while the search runs: candidates ask for them again and again.
@@ -50,6 +51,7 @@ class Training:
     optimizer: MakeOptimizer = adamw
     teacher_weight: float = 0.7
     temperature: float = 4.0
+    quantize_at: float = 0.0
     method: str = "lsq"
     clip_norm: float | None = None
     cache: bool = False
@@ -59,6 +61,8 @@ class Training:
             raise ConfigError(f"training: epochs must be at least 1, not {self.epochs}")
         if not 0 <= self.teacher_weight <= 1:
             raise ConfigError(f"training: teacher_weight {self.teacher_weight} is not between 0 and 1")
+        if not 0 <= self.quantize_at < 1:
+            raise ConfigError(f"training: quantize_at {self.quantize_at} is not from 0 on and below 1")
 
 
 class Shortened:

@@ -108,7 +108,12 @@ class Searching:
         """
         fitter = Fitter(self.workpiece, self.bench, limits, self.backend, self.latencies)
         beginning = Beginning(
-            fitter, self.methods, self.loss is not None, self.effort.trials, self.latencies.widths
+            fitter,
+            self.methods,
+            self.loss is not None,
+            self.effort.trials,
+            self.latencies.widths,
+            self.training.quantize_at,
         )
         with narrated("auto", shown=self.progress) as tell, self._timed("greedy"):
             tell("greedy candidates")
