@@ -48,6 +48,17 @@ def _record(folder: Path, kind: str) -> dict[str, Any]:
     return dict([record for record in records if record["kind"] == kind][-1])
 
 
+def test_each_trial_is_a_recipe_that_gives_the_same_again(tmp_path: Path) -> None:
+    stage = {"auto": {"budget": {"macs": 0.5}, "epochs": 4, "trials": 2, "max_drop": 1.0}}
+    run_recipe(_written({**RECIPE, "stages": [RECIPE["stages"][0], stage]}, tmp_path), tmp_path / "run")
+    trials = _record(tmp_path / "run", "auto")["result"]["trials"]
+    assert trials
+    (folder,) = (path.parent for path in (tmp_path / "run").rglob("trials"))
+    run_recipe(folder / trials[-1]["recipe"], tmp_path / "again")
+    again = _record(tmp_path / "again", "auto")["result"]["auto"]
+    assert again["score"] == trials[-1]["score"]
+
+
 @pytest.mark.parametrize(
     ("stage", "message"),
     [
@@ -55,6 +66,8 @@ def _record(folder: Path, kind: str) -> dict[str, Any]:
         ({"budget": {"latncy:onnxruntime": 0.5}}, "did you mean 'latency'"),
         ({"budget": {"macs": 3}}, "not a share"),
         ({"minimize": "latency"}, "name the runtime"),
+        ({"budget": {"macs": 0.5}, "share": 0.5}, "belongs to a candidate"),
+        ({"candidate": {"block": ["stages.0.1"]}}, "did you mean 'blocks'"),
         ({"budget": {"macs": 0.5}, "methods": ["width"]}, "did you mean 'widths'"),
         ({"budget": {"macs": 0.5}, "effort": "minute"}, "effort"),
     ],

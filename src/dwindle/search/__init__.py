@@ -7,6 +7,7 @@ made so that its trials can be sent to other processes: a proposal is a list of 
 from dwindle.search.affine_ranking import LeGR
 from dwindle.search.amc import AMC
 from dwindle.search.annealing import SimulatedAnnealing
+from dwindle.search.auto import AutoResult, Candidate, Limit, Training
 from dwindle.search.auto_compress import AutoCompress
 from dwindle.search.auto_q import AutoQ, search_bits
 from dwindle.search.bit_problem import BitProblem
@@ -40,10 +41,13 @@ __all__ = [
     "Assessment",
     "AutoCompress",
     "AutoQ",
+    "AutoResult",
     "BitProblem",
+    "Candidate",
     "Hopeless",
     "LatencyPredictor",
     "LeGR",
+    "Limit",
     "NetAdapt",
     "Outcome",
     "Problem",
@@ -60,6 +64,7 @@ __all__ = [
     "StudyTrial",
     "Subject",
     "SubjectMaker",
+    "Training",
     "Trial",
     "TrialStore",
     "Variable",

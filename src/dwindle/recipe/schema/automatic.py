@@ -9,7 +9,7 @@ from pydantic import Field, field_validator, model_validator
 from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.recipe.schema.part import Count, Fraction
 from dwindle.recipe.schema.stage import Stage
-from dwindle.search.auto import METHODS
+from dwindle.search.auto import METHODS, Candidate
 from dwindle.search.auto.limits import parse_limits
 
 __all__ = ["AutoStage"]
@@ -21,6 +21,8 @@ class AutoStage(Stage):
     Attributes:
         budget: By cost: a share of the newest model's (0.25), or words with a unit ("8 ms").
         minimize: The other way round: a cost that becomes as small as ``max_drop`` allows.
+        candidate: What a search found, done again without a search: its trials are kept as recipes with this key.
+        share: Of the epochs, for a candidate: that of the trial it was.
         metric: ``accuracy``, or ``agreement`` with the newest model, which needs no labels.
         max_drop: What the metric may lose.
         effort: ``seconds`` (trains nothing), ``minutes`` or ``hours``.
@@ -45,6 +47,8 @@ class AutoStage(Stage):
     makes_model: ClassVar[bool] = True
     budget: dict[str, float | str] | None = None
     minimize: str | None = None
+    candidate: dict[str, Any] | None = None
+    share: float = Field(default=1.0, gt=0.0, le=1.0)
     metric: Literal["accuracy", "agreement"] = "accuracy"
     max_drop: float = Field(default=0.01, ge=0.0)
     effort: Literal["seconds", "minutes", "hours"] = "minutes"
@@ -78,6 +82,16 @@ class AutoStage(Stage):
             _checked(value)
         return value
 
+    @field_validator("candidate")
+    @classmethod
+    def _candidate(cls, value: dict[str, Any] | None) -> dict[str, Any] | None:
+        if value is not None:
+            try:
+                Candidate.from_json(value)
+            except ConfigError as error:
+                raise ValueError(str(error).removeprefix("candidate: ")) from error
+        return value
+
     @field_validator("minimize")
     @classmethod
     def _minimize(cls, value: str | None) -> str | None:
@@ -87,8 +101,10 @@ class AutoStage(Stage):
 
     @model_validator(mode="after")
     def _something(self) -> AutoStage:
-        if self.budget is None and self.minimize is None:
+        if self.budget is None and self.minimize is None and self.candidate is None:
             raise ValueError('give a budget, such as {"latency:onnxruntime": 0.25}, or the cost to minimize')
+        if self.candidate is None and self.share != 1:
+            raise ValueError("'share' belongs to a candidate")
         return self
 
 

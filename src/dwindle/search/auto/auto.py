@@ -14,6 +14,7 @@ from dwindle.graph.stand_ins import copied
 from dwindle.measure.structure import example_call
 from dwindle.quantization.simulation import is_quantized
 from dwindle.search.auto.beginning import METHODS
+from dwindle.search.auto.candidate import Candidate
 from dwindle.search.auto.efforts import effort_of
 from dwindle.search.auto.judging import Judge
 from dwindle.search.auto.limits import Limit, parse_limits
@@ -36,6 +37,7 @@ def auto(
     *,
     budget: Mapping[str, float | str] | None = None,
     minimize: str | None = None,
+    candidate: Candidate | Mapping[str, Any] | None = None,
     metric: str | Callable[[Callable[..., Any]], float] = "accuracy",
     validation: Iterable[Any] | None = None,
     greater_is_better: bool = True,
@@ -70,6 +72,8 @@ def auto(
             of them hold together.
         minimize: The other way round: a cost that becomes as small as ``max_drop`` allows. Shares of it are tried, each
             with a search of its own, and halved in between; limits of a budget hold besides.
+        candidate: What a search found, such as ``found.candidate`` or that of a trial, done again without a search:
+            made, trained and measured in the same way, with the same score. A budget is only compared with.
         metric: ``"accuracy"``, ``"agreement"`` with the original (no labels needed), or a function from something that
             is called like the model to a number.
         validation: Batches that the metric is taken on; a list, or anything that can be iterated once.
@@ -95,7 +99,7 @@ def auto(
         DwindleError: No candidate within the budget was found; the message says how near the nearest came.
         MissingDependencyError: A runtime, or Optuna, is not installed.
     """
-    if budget is None and minimize is None:
+    if budget is None and minimize is None and candidate is None:
         raise ConfigError('give a budget, such as {"latency:onnxruntime": 0.25}, or what to minimize')
     limits = () if budget is None else parse_limits(budget)
     least = None if minimize is None else parse_limits({minimize: 1.0})[0].cost
@@ -123,6 +127,9 @@ def auto(
         workpiece, data, judge, chosen, training or Training(), loss, methods, seed, threads, progress
     )
     search.open(costs)
+    if candidate is not None:
+        given = candidate if isinstance(candidate, Candidate) else Candidate.from_json(candidate)
+        return search.again(given, limits, max_drop)
     if least is None:
         return search.run(limits, max_drop, storage)
     return smallest(lambda share: search.run((*limits, Limit(least, share, False)), max_drop, storage))

@@ -37,6 +37,7 @@ class Training:
 
     Attributes:
         epochs: Passes over the data, of the chosen candidate.
+        share: Of the epochs, where one candidate alone is done again: that of a trial gives what the trial gave.
         optimizer: Makes an optimizer of parameters, with the largest learning rate.
         teacher_weight: Weight of the original's answers beside the labels, 0 to 1.
         temperature: Of the distillation.
@@ -48,6 +49,7 @@ class Training:
     """
 
     epochs: int = 10
+    share: float = 1.0
     optimizer: MakeOptimizer = adamw
     teacher_weight: float = 0.7
     temperature: float = 4.0
@@ -59,6 +61,8 @@ class Training:
     def __post_init__(self) -> None:
         if self.epochs < 1:
             raise ConfigError(f"training: epochs must be at least 1, not {self.epochs}")
+        if not 0 < self.share <= 1:
+            raise ConfigError(f"training: share {self.share} is not above 0 and up to 1")
         if not 0 <= self.teacher_weight <= 1:
             raise ConfigError(f"training: teacher_weight {self.teacher_weight} is not between 0 and 1")
         if not 0 <= self.quantize_at < 1:

@@ -37,6 +37,7 @@ class AutoResult:
         study: The trials of the joint search; None where there were none.
         seconds: Wall time of each part.
         notes: What the user should know.
+        trial_share: Share of the full training that each trial had.
         example: Positional and keyword inputs, for the export.
     """
 
@@ -54,6 +55,7 @@ class AutoResult:
     study: StudyResult | None
     seconds: Mapping[str, float]
     notes: Sequence[str] = ()
+    trial_share: float = 0.0
     example: tuple[tuple[Any, ...], Mapping[str, Any]] = field(default=((), {}), repr=False)
 
     @property

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import time
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from typing import Any
 
@@ -137,6 +137,36 @@ class Searching:
             )
         with self._timed("training"):
             candidate, model, score = self._best(study)
+        return self._result(candidate, model, score, limits, fitter.allowed, max_drop, study)
+
+    def again(self, candidate: Candidate, limits: Sequence[Limit], max_drop: float) -> AutoResult:
+        """Make, train and measure one candidate, without a search.
+
+        Args:
+            candidate: What is done to the original.
+            limits: The budget that its costs are compared with.
+            max_drop: What the score may lose.
+        """
+        with self._timed("training"):
+            if self.effort.trial_share:
+                model, score = self._trained(candidate, self.training.epochs * self.training.share)
+            else:
+                model = self._untrained(candidate)
+                score = self.judge(model)
+        allowed = {limit.cost: limit.allowed(self.bench.whole[limit.cost]) for limit in limits}
+        return self._result(candidate, model, score, limits, allowed, max_drop, None)
+
+    def _result(
+        self,
+        candidate: Candidate,
+        model: nn.Module,
+        score: float,
+        limits: Sequence[Limit],
+        allowed: Mapping[str, float],
+        max_drop: float,
+        study: StudyResult | None,
+    ) -> AutoResult:
+        """Prove the cut, measure the model beside the original, and judge its file in each runtime."""
         with self._timed("measuring"):
             small = built(self.workpiece, candidate, verify=True)
             costs = self.bench.measure(
@@ -148,7 +178,7 @@ class Searching:
             model=model,
             candidate=candidate,
             limits=tuple(limits),
-            allowed=fitter.allowed,
+            allowed=allowed,
             original_costs={cost: self.bench.whole[cost] for cost in wanted},
             costs={cost: costs[cost] for cost in wanted},
             original_score=self.original_score,
@@ -159,6 +189,7 @@ class Searching:
             study=study,
             seconds=dict(self.seconds),
             notes=list(self.notes),
+            trial_share=self.effort.trial_share,
             example=(self.workpiece.inputs, self.workpiece.kwargs),
         )
 
