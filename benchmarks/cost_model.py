@@ -30,6 +30,7 @@ os.environ.setdefault("HF_HUB_OFFLINE", "1")
 os.environ.setdefault("TRANSFORMERS_VERBOSITY", "error")
 
 import numpy as np
+import onnx
 import torch
 
 import dwindle as dw
@@ -93,11 +94,22 @@ class Case:
         """Return the inputs by name."""
         return dict(self.kwargs) if self.kwargs else {"x": self.args[0]}
 
-    def files(self, runtime: str, precision: str) -> list[Path]:
-        """Return the files of the whole float model and of all variants, writing those that are not there."""
+    def files(self, runtime: str, precision: str, predictor: Any, pruned: int) -> list[Path]:
+        """Return the files of the whole float model and of all variants, writing those that are not there.
+
+        Args:
+            runtime: Where they will run.
+            precision: Of the variants.
+            predictor: Has a template that gives the same files faster.
+            pruned: How many variants are really pruned; the others come from the template.
+        """
         FILES.mkdir(parents=True, exist_ok=True)
         paths = []
         for number, counts in enumerate([self.space.full(), *self.variants]):
+            if number > pruned:
+                paths.append(FILES / f"{self.name}.template.{number}.onnx")
+                onnx.save(predictor.segments[0].template.model(counts), str(paths[-1]))
+                continue
             kind = "float32" if number == 0 else precision
             label = kind if kind == "float32" else f"{kind}.{runtime}"
             path = FILES / f"{self.name}.{label}.{number}.onnx"
@@ -145,7 +157,7 @@ def by_macs(case: Case, predictor: Any) -> list[float]:
     return [float(line[0] + line[1] * model.macs(counts)) for counts in case.variants]
 
 
-def row_of(case: Case, runtime: str, precision: str, seconds: float) -> dict[str, Any]:
+def row_of(case: Case, runtime: str, precision: str, seconds: float, pruned: int) -> dict[str, Any]:
     """Measure one model in one runtime and precision."""
     begin = time.perf_counter()
     predictor = dw.search.latency_predictor(
@@ -160,7 +172,7 @@ def row_of(case: Case, runtime: str, precision: str, seconds: float) -> dict[str
     made = time.perf_counter() - begin
     predictor.prepare(case.variants)
     prepared = time.perf_counter() - begin - made
-    files = case.files(runtime, precision)
+    files = case.files(runtime, precision, predictor, pruned)
     times = measured(files, case.feed(), runtime, seconds)
     shares = [own / times[0] for own in times[1:]]
     predicted = [predictor.share(counts) for counts in case.variants]
@@ -174,6 +186,7 @@ def row_of(case: Case, runtime: str, precision: str, seconds: float) -> dict[str
         "reported_worst": predictor.error.worst,
         "macs_median": statistics.median(macs),
         "macs_worst": max(macs),
+        "really_pruned": pruned,
         "whole_ms": times[0],
         "measured": shares,
         "predicted": predicted,
@@ -192,6 +205,9 @@ def main() -> None:
     parser.add_argument("--runtimes", nargs="+", choices=RUNTIMES, default=list(RUNTIMES))
     parser.add_argument("--precisions", nargs="+", choices=PRECISIONS, default=list(PRECISIONS))
     parser.add_argument("--seconds", type=float, default=30.0, help="timing of each case")
+    parser.add_argument(
+        "--pruned", type=int, default=VARIANTS, help="variants that are really pruned and exported"
+    )
     parser.add_argument("--output", type=Path, default=RESULTS)
     parser.add_argument("--page", action="store_true")
     options = parser.parse_args()
@@ -207,7 +223,7 @@ def main() -> None:
         wanted = [pair for pair in wanted if f"{name} {pair[0]} {pair[1]}" not in done]
         case = Case(name) if wanted else None
         for runtime, precision in wanted:
-            row = row_of(case, runtime, precision, options.seconds)
+            row = row_of(case, runtime, precision, options.seconds, options.pruned)
             with options.output.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
             print(

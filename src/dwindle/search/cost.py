@@ -17,7 +17,6 @@ from dwindle.graph.analysis import Analysis
 from dwindle.graph.counts import Counts
 from dwindle.measure.measuring import measure
 from dwindle.realize.cost import CostModel
-from dwindle.search.latency import LatencyModel
 
 __all__ = ["COSTS", "Budget", "Cost", "CountedCost", "MeasuredLatency", "share_of_latency"]
 
@@ -88,6 +87,13 @@ class CountedCost:
         """Nothing is learned: the count is exact."""
 
 
+class SharePredictor(Protocol):
+    """Predicts latency: a :class:`~dwindle.search.latency_prediction.LatencyPredictor`, or a price for MACs."""
+
+    def share(self, counts: Counts) -> float:
+        """Return the predicted share of the whole model's latency."""
+
+
 class MeasuredLatency:
     """The latency (the median of one forward pass) in a runtime, as a share of the whole model's; predicted by a fit.
 
@@ -97,7 +103,7 @@ class MeasuredLatency:
         measure: Measures a model: returns its share.
     """
 
-    def __init__(self, name: str, predictor: LatencyModel, measure: Callable[[nn.Module], float]) -> None:
+    def __init__(self, name: str, predictor: SharePredictor, measure: Callable[[nn.Module], float]) -> None:
         self.name = name
         self.predictor = predictor
         self.measure = measure

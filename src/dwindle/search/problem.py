@@ -9,7 +9,6 @@ import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any, get_args
 
 import torch
@@ -26,13 +25,14 @@ from dwindle.pruning.axis_importance import AxisImportance, Loss
 from dwindle.pruning.named_importances import Criterion, check_data, importance_of
 from dwindle.pruning.shared_axes import shared_axes
 from dwindle.realize.choose import best_indices, check_name, scores_by_axis
-from dwindle.realize.cost import CostModel
 from dwindle.realize.plan import Plan
 from dwindle.realize.shrink import Keep, ShrinkResult, liven, make_plan, shrink, zero_removed
 from dwindle.realize.surgery import _held, tensor_slots
 from dwindle.search.cost import Budget, Cost, CountedCost, MeasuredLatency, share_of_latency
 from dwindle.search.journal import checksum
 from dwindle.search.latency import LatencyModel
+from dwindle.search.latency_prediction.predictor import LatencyPredictor
+from dwindle.search.latency_problem import bound_to, prepared_prices
 from dwindle.search.space import Space
 from dwindle.search.storage import TrialStore
 from dwindle.search.trial import Trial, key_of
@@ -120,7 +120,7 @@ class Problem:
             "round_to": round_to,
         }
         self.base = ""
-        self._prices: LatencyModel | None = None
+        self._prices: LatencyModel | LatencyPredictor | None = None
         self._look(model)
         self.limit = math.nan
         if not self.is_measured:
@@ -135,7 +135,7 @@ class Problem:
         if not self.is_measured:
             self.cost = CountedCost(self.budget.cost, self.analysis)
         elif self._prices is not None:
-            self._use(replace(self._prices, modules=CostModel.by_module(self.analysis)))
+            self._use(bound_to(self._prices, self.analysis, self.space))
 
     def scores_by(self, importance: AxisImportance) -> dict[Axis, torch.Tensor]:
         """Return the importance of each index of each variable: float64, ``[size]``."""
@@ -170,27 +170,16 @@ class Problem:
     # costs
 
     def prepare(self, store: TrialStore) -> None:
-        """Fit the prices of a measured latency, once; measurements of an earlier run are taken from the store."""
-        if not self.is_measured or self._prices is not None:
-            return
-        samples = self._samples()
-        times = []
-        for counts in samples:
-            name = f"{self.budget.cost} {key_of(self.space.named(counts), self.base)}"
-            if name not in store.figures:
-                store.add_figure(name, self._share(self.build(counts).model))
-            times.append(store.figures[name])
-        self._use(LatencyModel.fitted(CostModel.by_module(self.analysis), samples, times))
-        self.limit = self.budget.share
+        """Make what predicts a measured latency, once; measurements of an earlier run are taken from the store."""
+        if self.is_measured and self._prices is None:
+            self._use(prepared_prices(self, store))
+            self.limit = self.budget.share
 
-    def _samples(self) -> list[Counts]:
-        """Counts to measure: the whole model, even cuts, and each variable cut alone."""
-        space = self.space
-        even = [{v.name: share * v.largest_ratio for v in space.variables} for share in (1 / 3, 2 / 3, 1.0)]
-        alone = [{variable.name: variable.largest_ratio} for variable in space.variables]
-        return [space.full(), *(space.counts(ratios) for ratios in (*even, *alone))]
+    def measured_share(self, counts: Counts) -> float:
+        """Cut the model to counts, and return its latency as a share of the whole one's."""
+        return self._share(self.build(counts).model)
 
-    def _use(self, prices: LatencyModel) -> None:
+    def _use(self, prices: LatencyModel | LatencyPredictor) -> None:
         self._prices = prices
         self.cost = MeasuredLatency(self.budget.cost, prices, self._share)
 

@@ -22,7 +22,7 @@ from dwindle.config.errors import ConfigError, did_you_mean, require
 from dwindle.measure.runtimes import OnnxRuntime, OpenVinoRuntime, Runtime
 from dwindle.search.latency_prediction.partition import BORDER
 
-__all__ = ["KernelTime", "KernelTimer", "kernel_timer"]
+__all__ = ["KernelTime", "KernelTimer", "has_kernel_timer", "kernel_timer"]
 
 #: Runs that are timed, and seconds after which no further one begins (but three are done); short ones more often.
 RUNS, SECONDS = 15, 0.25
@@ -213,6 +213,11 @@ def _typical(times: Sequence[KernelTime], lost: Sequence[float]) -> KernelTime:
     limit = _limit(lost)
     kept = [own for own, share in zip(times[1:], lost, strict=True) if share <= limit]
     return KernelTime(*(statistics.median(column) for column in zip(*map(astuple, kept), strict=True)))
+
+
+def has_kernel_timer(runtime: Runtime) -> bool:
+    """Whether the kernels of a runtime can be timed."""
+    return isinstance(runtime, OnnxRuntime | OpenVinoRuntime)
 
 
 def kernel_timer(runtime: Runtime) -> KernelTimer:

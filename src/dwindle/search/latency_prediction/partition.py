@@ -1,9 +1,10 @@
 """Which operators of a file are run together as a segment.
 
-Every convolution and matrix product begins a segment; what follows it (bias, norm, activation, residual addition, the
-quantizer of its result) belongs to it, until the next one. Dequantizers belong to those that read them, so that a segment
-of an int8 file computes in integers as it does in the whole file. Runtimes recognize that only from a quantizer with its
-dequantizer, so one stands at the border too; its time is not counted.
+Every convolution and matrix product begins a segment; what follows it (bias, norm, activation, residual
+addition, the quantizer of its result) belongs to it, until the next one. Dequantizers belong to those that
+read them, so that a segment of an int8 file computes in integers as it does in the whole file. Runtimes
+recognize that only from a quantizer with its dequantizer, so one stands at the border too; its time is not
+counted.
 """
 
 from __future__ import annotations

@@ -74,7 +74,7 @@ def latency_predictor(
         analysis: The axes of the model, when they are known already: counts are counts of its axes.
         space: The variables that may shrink, of that analysis; None: all that shrink by default.
         calibration_data: Batches for int8; None: the example inputs (latency does not depend on values).
-        quantized: Makes the int8 model of a float one; None: :func:`dwindle.quantize` for the runtime, with its defaults.
+        quantized: Makes the int8 model of a float one; None: :func:`dwindle.quantize` for the runtime.
         threads: Threads of one pass; None: the runtime's own choice.
         cache: Folder of layer times; None: ``$DWINDLE_CACHE`` or the user's cache folder.
         measurements: Whole models that are measured, at least three.

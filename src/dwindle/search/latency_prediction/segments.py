@@ -29,7 +29,7 @@ class Segment:
         nodes: Its operators.
         inputs: Tensors that come from outside.
         outputs: Tensors that are used outside.
-        reads: Tensors of other segments that it is made of; behind those that a border quantizes there is another input.
+        reads: Tensors of other segments that it is made of; a border quantizes some of them anew.
         layer: Path of the module whose weight it applies; the first operator's name where there is none.
         kind: ``"convolution"``, ``"product"`` (with a weight), ``"attention"`` (a product of two results) or
             ``"rest"``.

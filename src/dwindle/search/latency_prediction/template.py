@@ -205,35 +205,30 @@ class Template:
         nodes = self.nodes if nodes is None else nodes
         inputs = self.inputs if inputs is None else inputs
         outputs = self.outputs if outputs is None else outputs
-        protos, initializers = [], {}
+        protos: list[Any] = []
+        initializers: dict[str, Any] = {}
         for node in nodes:
-            proto = onnx.NodeProto()
-            proto.CopyFrom(node.proto)
-            for place, entry in enumerate(node.inputs):
-                if isinstance(entry, Constant):
-                    proto.input[place] = entry.name
-                    if entry.name not in initializers:
-                        array = np.asarray(entry.at(counts), order="C")
-                        initializers[entry.name] = onnx.numpy_helper.from_array(array, entry.name)
-            for (name, place), size in node.attributes.items():
-                attribute = next(own for own in proto.attribute if own.name == name)
-                if place < 0:
-                    attribute.i = size.at(counts)
-                else:
-                    attribute.ints[place] = size.at(counts)
-            protos.append(proto)
+            protos.append(_operator(node, counts))
+            for entry in node.inputs:
+                if isinstance(entry, Constant) and entry.name not in initializers:
+                    array = np.asarray(entry.at(counts), order="C")
+                    initializers[entry.name] = onnx.numpy_helper.from_array(array, entry.name)
         fed = []
         for name in inputs:
             tensor = self.tensors[name]
             if tensor.values is not None:
                 initializers[name] = onnx.numpy_helper.from_array(tensor.array(counts), name)
-                continue
-            dims = [
-                _batch_name(name, place) if batched else dim.at(counts)
-                for place, (dim, batched) in enumerate(zip(tensor.dims, tensor.batched, strict=True))
-            ]
-            fed.append(helper.make_tensor_value_info(name, tensor.dtype, dims))
-        given = [helper.make_tensor_value_info(name, self.tensors[name].dtype, None) for name in outputs]
+            else:
+                dims = [
+                    _batch_name(name, place) if batched else dim.at(counts)
+                    for place, (dim, batched) in enumerate(zip(tensor.dims, tensor.batched, strict=True))
+                ]
+                fed.append(helper.make_tensor_value_info(name, tensor.dtype, dims))
+        given = []
+        for name in outputs:  # their sizes follow from the rest
+            tensor = self.tensors[name]
+            unknown = [f"{name}_{place}" for place in range(len(tensor.dims))]
+            given.append(helper.make_tensor_value_info(name, tensor.dtype, unknown))
         graph = helper.make_graph(protos, "template", fed, given, list(initializers.values()))
         return helper.make_model(graph, opset_imports=self.opsets, ir_version=self.ir_version)
 
@@ -246,6 +241,22 @@ class Template:
 def _batch_name(tensor: str, place: int) -> str:
     """Name of a dimension that follows the batch: one for all where it is the first, as in an export."""
     return "batch" if place == 0 else f"{tensor}_{place}"
+
+
+def _operator(node: TemplateNode, counts: Mapping[Any, float]) -> Any:
+    """Return an operator with the names of its constants and the numbers that it has under counts."""
+    proto = type(node.proto)()
+    proto.CopyFrom(node.proto)
+    for place, entry in enumerate(node.inputs):
+        if isinstance(entry, Constant):
+            proto.input[place] = entry.name
+    for (name, place), size in node.attributes.items():
+        attribute = next(own for own in proto.attribute if own.name == name)
+        if place < 0:
+            attribute.i = size.at(counts)
+        else:
+            attribute.ints[place] = size.at(counts)
+    return proto
 
 
 class _Constants:

@@ -30,7 +30,7 @@ class ModelTimer(Protocol):
 
 
 def clock_for(runtime: Runtime) -> Callable[[], float]:
-    """Return the clock for a runtime: processor time of one thread, which other programs do not disturb, or wall time."""
+    """Return the clock for a runtime: of one thread processor time, which other programs do not disturb."""
     return time.process_time if runtime.threads == 1 else time.perf_counter
 
 

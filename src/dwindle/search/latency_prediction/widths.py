@@ -69,8 +69,9 @@ def interpolated(
 ) -> np.ndarray:
     """Return times at any widths from those at measured ones.
 
-    Between the corners of a cell of several dimensions it interpolates linearly over the simplex (Kuhn's) that holds
-    the point: one measurement more than there are dimensions, exact at the corners, continuous inside of a cell.
+    From the lowest corner of the cell that holds the point, one dimension after another goes to its own corner, the
+    one that is farthest first: a measurement more than there are dimensions. Each step multiplies the time by what it
+    costs of that step, so that products of widths are exact, and so are all corners.
 
     Args:
         values: Widths.
@@ -80,11 +81,12 @@ def interpolated(
     places = [neighbours(value, size) for value, size in zip(values, sizes, strict=True)]
     corner = [low for low, _, _ in places]
     last = total = measured(tuple(corner))
-    for number in sorted(
-        (number for number, place in enumerate(places) if place[2] > 0), key=lambda number: -places[number][2]
-    ):
+    inner = (number for number, place in enumerate(places) if place[2] > 0)
+    for number in sorted(inner, key=lambda number: -places[number][2]):
         corner[number] = places[number][1]
         here = measured(tuple(corner))
-        total = total + places[number][2] * (here - last)
+        share = places[number][2]
+        ratio = np.divide(here, last, out=np.ones_like(here), where=last > 0)
+        total = np.where(last > 0, total * (1 + share * (ratio - 1)), total + share * here)
         last = here
     return total
