@@ -4,15 +4,19 @@ from __future__ import annotations
 
 import os
 from collections.abc import Mapping, Sequence
-from typing import Any, Literal
+from typing import TYPE_CHECKING, Any, Literal
 
 from dwindle.config.errors import ConfigError, DwindleError, did_you_mean, require
 from dwindle.search.studies.result import StudyResult
 from dwindle.search.studies.subject import Subject, SubjectMaker
 
+if TYPE_CHECKING:
+    from dwindle.search.studies.plan import StudyPlan
+
 __all__ = ["load_study", "run_study", "work_on_study"]
 
 _LAUNCHERS = ("processes", "ray")
+_FAILURES = 10
 
 
 def run_study(
@@ -69,7 +73,8 @@ def run_study(
     Raises:
         ConfigError: An argument is not valid, or the storage holds another study of this name.
         MissingDependencyError: Optuna is not installed.
-        DwindleError: No trial was completed, or no worker gets to work; the message has the first error.
+        DwindleError: No trial was completed (a study stops after ten that all failed), or no worker gets to work;
+            the message has the first error.
     """
     require("optuna", "search")
     from dwindle.search.studies.plan import Thinking, open_plan
@@ -106,7 +111,7 @@ def run_study(
     else:
         steps = Worker(plan, made, **waits, poll=0.2).work()
     for _ in shown(plan, steps, progress):
-        pass
+        _check_failures(plan)
     result = StudyResult.of(plan)
     if result.trials and not any(trial.state == "complete" for trial in result.trials):
         raise DwindleError(f"the study {name!r}: {result._why_none()}")
@@ -170,6 +175,16 @@ def load_study(storage: str | os.PathLike[str], name: str) -> StudyResult:
     from dwindle.search.studies.storage import open_storage
 
     return StudyResult.of(find_plan(open_storage(storage, existing=True), name))
+
+
+def _check_failures(plan: StudyPlan) -> None:
+    """Do not go on for hours when nothing works at all."""
+    finished = [trial for trial in plan.all_trials() if trial.state.is_finished()]
+    if len(finished) == _FAILURES and all(trial.state.name == "FAIL" for trial in finished):
+        raise DwindleError(
+            f"the study {plan.name!r} was stopped: its first {_FAILURES} trials all failed; "
+            f"the first with: {finished[0].user_attrs.get('error')}"
+        )
 
 
 def _check_numbers(**numbers: int) -> None:
