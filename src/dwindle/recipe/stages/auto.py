@@ -42,8 +42,8 @@ def run_auto(context: StageContext) -> dict[str, Any]:
         loss=nn.functional.cross_entropy if stage.labels else None,
         training=Training(
             stage.epochs,
-            stage.share,
             partial(_optimizer, stage),
+            share=stage.share,
             teacher_weight=stage.teacher_weight,
             temperature=stage.temperature,
         ),

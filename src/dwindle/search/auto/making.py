@@ -37,7 +37,6 @@ class Training:
 
     Attributes:
         epochs: Passes over the data, of the chosen candidate.
-        share: Of the epochs, where one candidate alone is done again: that of a trial gives what the trial gave.
         optimizer: Makes an optimizer of parameters, with the largest learning rate.
         teacher_weight: Weight of the original's answers beside the labels, 0 to 1.
         temperature: Of the distillation.
@@ -46,10 +45,10 @@ class Training:
         clip_norm: Largest norm of all gradients together, or None.
         cache: Keep the original's answers on the disk while the search runs: candidates ask for them again and again.
             Only for data without augmentation.
+        share: Of the epochs, where one candidate alone is done again: that of a trial gives what the trial gave.
     """
 
     epochs: int = 10
-    share: float = 1.0
     optimizer: MakeOptimizer = adamw
     teacher_weight: float = 0.7
     temperature: float = 4.0
@@ -57,6 +56,7 @@ class Training:
     method: str = "lsq"
     clip_norm: float | None = None
     cache: bool = False
+    share: float = 1.0
 
     def __post_init__(self) -> None:
         if self.epochs < 1:
