@@ -30,7 +30,7 @@ import torch
 from torch import Tensor, nn
 
 import dwindle as dw
-from contest.tasks import SentenceClassifier, Task, TokenLoader, image_task, trained
+from contest.tasks import SentenceClassifier, Task, TokenLoader, film_sentences, image_task, trained
 from dwindle import zoo
 from dwindle.search.auto import Candidate, Training
 from dwindle.search.auto.fitting import Fitted, Fitter, uniform_share
@@ -107,17 +107,7 @@ def fashion() -> Case:
 
 def sentences(train: int = 4_500, held: int = 700, test: int = 2_000, length: int = 32) -> Case:
     """Sentences about films: all-MiniLM-L6-v2 with a linear layer behind its mean; batches of 8, 32 tokens each."""
-    _, tokenizer = zoo.minilm()
-    texts = zoo.movie_reviews("sentences")[: train + held + test]
-    encoded = tokenizer(
-        [text for text, _ in texts],
-        truncation=True,
-        max_length=length,
-        padding="max_length",
-        return_tensors="pt",
-    )
-    tokens = encoded.input_ids * encoded.attention_mask
-    labels = torch.tensor([label for _, label in texts])
+    tokens, labels = film_sentences(train + held + test, length)
     parts = (slice(train), slice(train, train + held), slice(train + held, None))
     full = torch.full((2, length), 100)
     task = Task(

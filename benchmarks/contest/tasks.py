@@ -201,10 +201,10 @@ def fashion() -> Task:
     )
 
 
-def sentences(train: int = 1600, test: int = 600, length: int = 32) -> Task:
-    """Sentences about films and all-MiniLM-L6-v2, whose heads and inner widths may shrink (not its embedding)."""
+def film_sentences(count: int, length: int) -> tuple[Tensor, Tensor]:
+    """Return token numbers ``[count, length]``, zero behind the end of a sentence, and labels ``[count]``."""
     _, tokenizer = zoo.minilm()
-    texts = zoo.movie_reviews("sentences")[: train + test]
+    texts = zoo.movie_reviews("sentences")[:count]
     encoded = tokenizer(
         [text for text, _ in texts],
         truncation=True,
@@ -212,8 +212,12 @@ def sentences(train: int = 1600, test: int = 600, length: int = 32) -> Task:
         padding="max_length",
         return_tensors="pt",
     )
-    tokens = encoded.input_ids * encoded.attention_mask
-    labels = torch.tensor([label for _, label in texts])
+    return encoded.input_ids * encoded.attention_mask, torch.tensor([label for _, label in texts])
+
+
+def sentences(train: int = 1600, test: int = 600, length: int = 32) -> Task:
+    """Sentences about films and all-MiniLM-L6-v2, whose heads and inner widths may shrink (not its embedding)."""
+    tokens, labels = film_sentences(train + test, length)
 
     def loader(seed: int) -> TokenLoader:
         return TokenLoader(tokens[:train], labels[:train], 32, shuffle=True, seed=seed)
