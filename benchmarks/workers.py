@@ -1,6 +1,6 @@
 """Kills the workers of a search at random moments, and compares its trials with those of an undisturbed search.
 
-python benchmarks/workers.py recipes/digits_search.yaml --workers 3 --storage sqlite journal
+python benchmarks/workers.py benchmarks/workers.yaml --workers 3 --storage sqlite journal
 
 Workers are forked from this process, so that a new one is at work at once; one of them is the search itself.
 """
@@ -77,8 +77,8 @@ def times_finished(storage: str) -> Counter[int]:
     )
 
 
-def killed(recipe: Path, output: Path, storage: str, options: argparse.Namespace) -> int:
-    """Search with workers that are killed one after another; return how many were."""
+def killed(recipe: Path, output: Path, storage: str, options: argparse.Namespace, pace: float) -> int:
+    """Search with workers that are killed one after another, every few ``pace`` seconds; return how many were."""
     from dwindle.search.studies import work_on_study
 
     moments, log = random.Random(options.seed), output.parent / f"{output.name}.log"
@@ -107,7 +107,7 @@ def killed(recipe: Path, output: Path, storage: str, options: argparse.Namespace
         begun = any((output / "trials").glob("*")) if (output / "trials").is_dir() else False
         while begun and len(crew) < options.workers:
             crew[forked(worker, log)] = worker
-        time.sleep(moments.uniform(*options.pause) if begun else 0.5)
+        time.sleep(pace * moments.uniform(*options.pause) if begun else 0.2)
         victim = moments.choice(list(crew))
         ended, status = os.waitpid(victim, os.WNOHANG)
         if not ended and begun:
@@ -149,7 +149,9 @@ def main() -> None:
     parser.add_argument("--workers", type=int, default=3)
     parser.add_argument("--trials", type=int)
     parser.add_argument("--storage", nargs="+", choices=["sqlite", "journal"], default=["sqlite", "journal"])
-    parser.add_argument("--pause", type=float, nargs=2, default=(1.0, 12.0), help="seconds between two kills")
+    parser.add_argument(
+        "--pause", type=float, nargs=2, default=(0.2, 3.0), help="between two kills, in trials"
+    )
     parser.add_argument("--seed", type=int, default=0)
     options = parser.parse_args()
     sound = True
@@ -174,7 +176,7 @@ def main() -> None:
             if kind == "sqlite":
                 audited(storage)
             output, begin = folder / f"killed-{kind}", time.perf_counter()
-            kills = killed(options.recipe, output, storage, options)
+            kills = killed(options.recipe, output, storage, options, seconds / len(core(undisturbed)))
             record, counts = found_in(output), times_finished(storage)
             result = {
                 "recipe": options.recipe.name,
