@@ -131,6 +131,18 @@ def recipe_name(recipe: Path) -> str:
     return load_search(recipe).example.name
 
 
+def preload(recipe: Path) -> None:
+    """Import, before any worker is forked, what workers need: they are at work at once then."""
+    from dwindle.recipe.data_source import load_data
+    from dwindle.recipe.model_source import load_model
+    from dwindle.recipe.searching import load_search
+
+    example = load_search(recipe).example
+    load_data(example.data)
+    load_model(example.model.name, example.model.arguments)
+    from dwindle.search.studies import plan, work  # noqa: F401
+
+
 def core(record: dict[str, Any]) -> list[Any]:
     """What must be the same: everything but times."""
     return [
@@ -153,18 +165,25 @@ def main() -> None:
         "--pause", type=float, nargs=2, default=(0.2, 3.0), help="between two kills, in trials"
     )
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--undisturbed", type=Path, help="keeps what the undisturbed search found, or has it")
     options = parser.parse_args()
+    preload(options.recipe)
     sound = True
     with tempfile.TemporaryDirectory() as text:
         folder = Path(text)
         begin = time.perf_counter()
         log = folder / "undisturbed.log"
         whole, place = folder / "undisturbed", str(folder / "undisturbed.db")
-        child = forked(lambda: search(options.recipe, whole, place, options.trials), log)
-        if os.waitpid(child, 0)[1]:
-            raise RuntimeError(log.read_text())
-        undisturbed = found_in(whole)
-        seconds, best = time.perf_counter() - begin, undisturbed["best"]["trial"]
+        kept = options.undisturbed
+        if kept is None or not kept.exists():
+            child = forked(lambda: search(options.recipe, whole, place, options.trials), log)
+            if os.waitpid(child, 0)[1]:
+                raise RuntimeError(log.read_text())
+            record = {**found_in(whole), "seconds": time.perf_counter() - begin}
+            if kept is not None:
+                kept.write_text(json.dumps(record), encoding="utf-8")
+        undisturbed = record if kept is None else json.loads(kept.read_text(encoding="utf-8"))
+        seconds, best = undisturbed["seconds"], undisturbed["best"]["trial"]
         print(
             f"undisturbed, 1 worker: {seconds:.0f} s, {len(core(undisturbed))} trials, best {best}",
             flush=True,
