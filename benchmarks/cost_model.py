@@ -3,8 +3,8 @@
     python benchmarks/cost_model.py [--models resnet18 minilm] [--page]
 
 Each variant loses a random share (0 to 0.8) of every axis, is really pruned, (for int8) quantized, and exported; then
-all of them are timed in turn with the whole float model, on one thread (processor time), and the medians are compared with what
-``dw.search.latency_predictor`` says. None of these variants was used to calibrate it. For comparison, the
+all of them are timed in turn with the whole float model, on one thread (processor time), and the medians are compared
+with what ``dw.search.latency_predictor`` says. None of these variants was used to calibrate it. For comparison, the
 measurements that calibrate it also fit a line over the model's multiply-accumulates.
 
 One line of ``benchmarks/results/cost_model.jsonl`` for each model, runtime and precision; a second start goes on where
@@ -227,19 +227,37 @@ def main() -> None:
             with options.output.open("a") as stream:
                 stream.write(json.dumps(row) + "\n")
             print(
-                f"{row['name']:32} median {row['median']:.1%} worst {row['worst']:.1%} | says {row['reported_median']:.1%} "
-                f"{row['reported_worst']:.1%} | by MACs {row['macs_median']:.1%} {row['macs_worst']:.1%}",
+                f"{row['name']:32} median {row['median']:.1%} worst {row['worst']:.1%} | "
+                f"says {row['reported_median']:.1%} {row['reported_worst']:.1%} | by MACs {row['macs_median']:.1%} {row['macs_worst']:.1%}",
                 flush=True,
             )
 
 
+_HEAD = """\
+# How well latency is predicted
+
+Made by `benchmarks/cost_model.py`, which says how; do not edit by hand. Twenty variants of each model lose a
+random share (0 to 0.8) of every axis; none of them calibrated the [cost model](cost_model.md). One thread, medians
+of processor time, all variants taking turns with the whole float model; the error is that of the predicted share of
+its latency. *Reported* is what the predictor says of itself before it sees any of them; *by MACs* is a line over
+the multiply-accumulates, fitted to the same measurements. *Pruned* is how many of the twenty were really cut,
+quantized and exported; the others are files of the predictor's template (equal in operators and shapes, as the
+tests show).
+
+| model | runtime | precision | whole, ms | median | worst | reported | worst | by MACs | worst | pruned |
+|---|---|---|---|---|---|---|---|---|---|---|
+"""
+
+
 def page(rows: list[dict[str, Any]]) -> str:
     """Return the page of results."""
-    head = (
-        "# How well latency is predicted\n\n"
-        "Made by `python benchmarks/cost_model.py --page` from `benchmarks/results/cost_model.jsonl`.\n\n"
-    )
-    return head
+    lines = []
+    for row in rows:
+        name, runtime, precision = row["name"].split()
+        errors = ("median", "worst", "reported_median", "reported_worst", "macs_median", "macs_worst")
+        cells = [name, runtime, precision, f"{row['whole_ms']:.1f}", *(f"{row[key]:.1%}" for key in errors)]
+        lines.append("| " + " | ".join([*cells, str(row.get("really_pruned", VARIANTS))]) + " |")
+    return _HEAD + "\n".join(lines) + "\n"
 
 
 if __name__ == "__main__":
