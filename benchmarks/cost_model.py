@@ -228,7 +228,8 @@ def main() -> None:
                 stream.write(json.dumps(row) + "\n")
             print(
                 f"{row['name']:32} median {row['median']:.1%} worst {row['worst']:.1%} | "
-                f"says {row['reported_median']:.1%} {row['reported_worst']:.1%} | by MACs {row['macs_median']:.1%} {row['macs_worst']:.1%}",
+                f"says {row['reported_median']:.1%} {row['reported_worst']:.1%} | "
+                f"by MACs {row['macs_median']:.1%} {row['macs_worst']:.1%}",
                 flush=True,
             )
 

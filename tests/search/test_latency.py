@@ -9,9 +9,20 @@ from torch import nn
 
 from dwindle.config.errors import ConfigError
 from dwindle.measure import count_macs_by_module
-from dwindle.search import AMC, AgentOptions, NetAdapt, Problem, SimulatedAnnealing, run_search
+from dwindle.search import (
+    AMC,
+    AgentOptions,
+    NetAdapt,
+    Problem,
+    SimulatedAnnealing,
+    latency_problem,
+    run_search,
+)
 from dwindle.search import problem as problem_module
 from dwindle.search.latency import fit_prices
+from dwindle.search.latency_prediction import preparing
+from dwindle.search.storage import TrialStore
+from search.latency_models import LawfulLayers, LawfulModels, by_macs
 from search.models import images, nearness, tiny
 
 
@@ -114,3 +125,38 @@ def test_a_logarithm_of_a_share_is_refused(law: list[float]) -> None:
     problem = Problem(model, images(2), nearness(model), {"latency": 0.6})
     with pytest.raises(ConfigError, match="logarithm"):
         run_search(problem, AMC(reward="error_log_cost"))
+
+
+def test_a_budget_in_a_runtime_is_predicted_from_layers(monkeypatch: pytest.MonkeyPatch, tmp_path) -> None:
+    """Whole models are timed once and taken from the store afterwards; the law of the layers is found."""
+    monkeypatch.setenv("DWINDLE_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(preparing, "kernel_timer", lambda runtime: LawfulLayers(by_macs))
+    timed: list[int] = []
+
+    class Models(LawfulModels):
+        def __init__(self, runtime: object) -> None:
+            super().__init__(by_macs)
+
+        def __call__(self, models, feeds):
+            timed.append(len(models))
+            return super().__call__(models, feeds)
+
+    monkeypatch.setattr(latency_problem, "WholeModelTimer", Models)
+    model = tiny()
+    store = TrialStore(tmp_path / "trials", {})
+    problem = Problem(model, images(2), nearness(model), {"latency:onnxruntime": 0.5})
+    problem.prepare(store)
+    space = problem.space
+    assert problem.cost.predicted(space.full()) == pytest.approx(1.0, rel=0.02)
+    assert problem.cost.predicted(space.smallest()) < 0.5 == problem.limit
+    counts = space.fit({}, problem.cost.predicted, problem.limit)
+    assert problem.cost.predicted(counts) <= 0.5
+    later = problem.of_round(problem.build(counts).model, "round")
+    assert later.cost.predicted(later.space.full()) == pytest.approx(problem.cost.predicted(counts))
+    again = Problem(model, images(2), nearness(model), {"latency:onnxruntime": 0.5})
+    again.prepare(TrialStore(tmp_path / "trials", {}))
+    assert len(timed) == 1
+    named = space.named(counts)
+    assert again.cost.predicted(again.space.from_names(named)) == pytest.approx(
+        problem.cost.predicted(counts)
+    )
