@@ -8,8 +8,8 @@ once, one thread, and has a validation set that is no part of the training data;
 the exported file in each runtime, and timed anew beside the float network. Two other ways get the latency that
 ``dw.auto`` came to, in both runtimes: every axis loses the same share by L1, the least that is measured to be as fast
 (*uniform*, which is fine-tuned on the labels and quantized after training, and *uniform, trained like auto*, which has
-the training of ``dw.auto``: int8 in the loop, and the float network as teacher where that is one). All ways train for the same number of
-epochs.
+the training of ``dw.auto``: int8 in the loop, and the float network as teacher where that is one). All ways train for
+the same number of epochs.
 """
 
 from __future__ import annotations

@@ -78,7 +78,9 @@ class Wish:
                 "give either ratio= (share of each axis to remove) or target= (share of the cost to keep), or say by "
                 "name what stays, with counts= and blocks="
             )
-        if self.is_named and (self.ratios or self.asks_for("block") or self.asks_for("expert") or self.uniform):
+        if self.is_named and (
+            self.ratios or self.asks_for("block") or self.asks_for("expert") or self.uniform
+        ):
             raise ConfigError(
                 "counts= and blocks= name what stays and goes: leave ratios=, uniform= and axes=['block'] out"
             )

@@ -1,6 +1,6 @@
 """From a budget to the best small model: candidates that fit by measurement, a joint search, and a trained result."""
 
-from dwindle.search.auto.auto import auto
+from dwindle.search.auto.automatic import auto
 from dwindle.search.auto.beginning import METHODS
 from dwindle.search.auto.candidate import Candidate
 from dwindle.search.auto.efforts import EFFORTS
