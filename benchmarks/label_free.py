@@ -239,6 +239,7 @@ def by_share(setting: Setting, share: Share, goal: float) -> Fitted:
     for _ in range(4):
         found = setting.fitter_for(aim).fit(Candidate(importance="outputs"), share)
         if found is None:  # the smallest one that there is
+            log(f"nothing by this rule at {aim:.3f}: the smallest model instead")
             space = setting.workpiece.variant().space
             smallest = Candidate(importance="outputs", counts=space.named(space.smallest()))
             return setting.fitter.measure(smallest)
