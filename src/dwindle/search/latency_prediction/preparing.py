@@ -213,6 +213,7 @@ def _quantizing(structure: InputStructure, data: Any, backend: str) -> Callable[
 def _telling_cuts(space: Space, axes: Sequence[Any], seed: int) -> tuple[list[Counts], SizeMatcher]:
     """Return counts that tell all axes apart, as few as possible, and what matches sizes by them."""
     generator = np.random.default_rng(seed)
+    space = Space(space.variables, space.solver)  # rounded counts would make different axes equal
     checks = [_random_cut(space, generator) for _ in range(8)]
     best: tuple[int, list[Counts], SizeMatcher] | None = None
     for several in (1, 2, 3):
