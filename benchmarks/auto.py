@@ -7,9 +7,9 @@ A row of ``dw.auto`` names a budget of 0.25 of the float network's latency in ON
 once, one thread, and has a validation set that is no part of the training data; the rows are judged on the test set, by
 the exported file in each runtime, and timed anew beside the float network. Two other ways get the same latency (the
 budget, or what ``dw.auto`` came to where that is more): every axis loses the same share by L1, the least that is
-measured to be as fast (*uniform*, which is fine-tuned on the labels and quantized after training, and *uniform, trained like auto*, which has
-the training of ``dw.auto``: int8 in the loop, and the float network as teacher where that is one). All ways train for
-the same number of epochs.
+measured to be as fast (*uniform*, which is fine-tuned on the labels and quantized after training, and *uniform, trained
+like auto*, which has the training of ``dw.auto``: int8 in the loop, and the float network as teacher where that is
+one). All ways train for the same number of epochs.
 """
 
 from __future__ import annotations
