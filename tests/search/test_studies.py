@@ -129,7 +129,9 @@ def test_failures_are_kept_and_do_not_stop_a_study() -> None:
 
     with pytest.raises(DwindleError, match="the first failed with: ValueError: never"):
         run_study(Hopeless(), trials=3)
-    with pytest.raises(DwindleError, match="its first 10 trials all failed; the first with: ValueError: never"):
+    with pytest.raises(
+        DwindleError, match="its first 10 trials all failed; the first with: ValueError: never"
+    ):
         run_study(Hopeless(), trials=300)
 
 
