@@ -51,12 +51,12 @@ def counts_by_name(infos: Sequence[AxisInfo], named: Mapping[str, int]) -> Count
     counts: Counts = {info.axis: info.size for info in infos}
     said: dict[int, str] = {}
     for name, count in named.items():
-        info = by_name.get(name)
-        if info is None:
+        if name not in by_name:
             raise ConfigError(
                 f"counts: {name!r} is not an axis of this model that may shrink (dwindle inspect lists them)"
                 f"{did_you_mean(name, list(by_name))}"
             )
+        info = by_name[name]
         if isinstance(count, bool) or not isinstance(count, int) or not 1 <= count <= info.size:
             raise ConfigError(
                 f"counts: {name} = {count!r} is not a whole number from 1 to its size {info.size}"

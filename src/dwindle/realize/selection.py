@@ -148,25 +148,28 @@ class _Indices:
         return keep
 
     def _once(self) -> Keep:
-        wish = self.wish
-        steps = count_steps(self.analysis, wish.round_to)
-        if wish.is_named:
-            every = [info for info in self.analysis.selected() if wish.wants(info)]
-            counts = self.solver.solve(counts_by_name(every, wish.counts or {}), steps)
-        elif wish.target is not None and self.infos:
-            ((name, share),) = wish.target.items()
-            cost = CostModel.of(self.analysis, self.removed_blocks)
-            share = min(1.0, float(share) * CostModel.of(self.analysis).cost(name, {}) / cost.cost(name, {}))
-            counts = self._by_price(cost, name, share, steps) if wish.scope == "cost" else None
-            if counts is None:
-                counts = counts_for_target(self._counts, self.solver, cost, name, share, steps)
-        else:
-            counts = self.solver.solve(self._counts(float(wish.ratio or 0.0)), steps)
+        counts = self._wanted(count_steps(self.analysis, self.wish.round_to))
         kept: dict[Axis, torch.Tensor] = {}
         for info in [*self.infos, *self.lost]:
             if counts[info.axis] < info.size:
                 kept[info.axis] = best_indices(self.scores[info.axis], counts[info.axis])
         return kept
+
+    def _wanted(self, steps: Multiple) -> Counts:
+        """Return how many indices of each axis stay."""
+        wish = self.wish
+        if wish.is_named:
+            every = [info for info in self.analysis.selected() if wish.wants(info)]
+            return self.solver.solve(counts_by_name(every, wish.counts or {}), steps)
+        if wish.target is None or not self.infos:
+            return self.solver.solve(self._counts(float(wish.ratio or 0.0)), steps)
+        ((name, share),) = wish.target.items()
+        cost = CostModel.of(self.analysis, self.removed_blocks)
+        share = min(1.0, float(share) * CostModel.of(self.analysis).cost(name, {}) / cost.cost(name, {}))
+        priced = self._by_price(cost, name, share, steps) if wish.scope == "cost" else None
+        if priced is not None:
+            return priced
+        return counts_for_target(self._counts, self.solver, cost, name, share, steps)
 
     def _by_price(self, cost: CostModel, name: str, share: float, steps: Multiple) -> Counts | None:
         wish = self.wish
