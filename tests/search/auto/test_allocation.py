@@ -12,7 +12,12 @@ from torch import nn
 from dwindle.graph.analysis import analyse
 from dwindle.graph.counts import Counts
 from dwindle.realize.cost import CostModel
-from dwindle.search.auto.allocation import greedy_counts, importance_harm, uniform_counts
+from dwindle.search.auto.allocation import (
+    greedy_counts,
+    importance_harm,
+    scaled_counts,
+    uniform_counts,
+)
 from dwindle.search.space import Space
 
 
@@ -96,3 +101,43 @@ def test_a_staircase_of_the_runtime_is_passed() -> None:
     found = greedy_counts(space, harm, over, widths)
     assert found is not None
     assert sorted(found[v.axis] for v in space.variables) in ([16, 24], [8, 32])
+
+
+def _odd_is_slow(space: Space, counts: Counts) -> float:
+    """Widths that are no multiples of 8 take three times as long: the narrowest model is not the fastest."""
+    return sum(counts[v.axis] * (1 if counts[v.axis] % 8 == 0 else 3) for v in space.variables)
+
+
+def test_the_smallest_model_need_not_be_the_fastest() -> None:
+    space, _ = _space((32, 32))
+    harm = importance_harm({v.axis: torch.ones(v.size).double() for v in space.variables})
+    least = space.smallest()
+    limit = 24.0
+
+    def over(counts: Counts) -> list[float]:
+        return [_odd_is_slow(space, counts) / limit]
+
+    assert max(over(least)) > 1
+    widths = {v.name: [8, 16, 24, 32] for v in space.variables}
+    found = greedy_counts(space, harm, over, widths)
+    assert found is not None
+    assert sorted(found[v.axis] for v in space.variables) == [8, 16]
+    even = uniform_counts(space, over, widths)
+    assert even is not None
+    assert max(over(even)) <= 1
+
+
+def test_scaled_ratios_stay_in_proportion() -> None:
+    space, cost = _space((100, 100))
+    first, second = space.variables
+
+    def over(counts: Counts) -> list[float]:
+        return [cost.macs(counts) / (0.5 * cost.macs({}))]
+
+    found = scaled_counts(
+        space, {first.name: 1.0, second.name: 0.5}, over, {v.name: range(1, 101) for v in space.variables}
+    )
+    assert found is not None
+    gone = [1 - found[v.axis] / v.size for v in (first, second)]
+    assert gone[0] == pytest.approx(2 * gone[1], abs=0.03)
+    assert 0.45 <= over(found)[0] * 0.5 <= 0.5

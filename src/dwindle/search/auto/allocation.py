@@ -15,7 +15,7 @@ from dwindle.graph.axes import Axis
 from dwindle.graph.counts import Counts
 from dwindle.search.space import Space, Variable
 
-__all__ = ["Harm", "greedy_counts", "importance_harm", "uniform_counts"]
+__all__ = ["Harm", "greedy_counts", "importance_harm", "scaled_counts", "uniform_counts"]
 
 Harm = Callable[[Variable, int], float]
 """What it costs in quality to keep only so many indices of an axis, in one unit for all axes; 0 for all of them."""
@@ -25,6 +25,12 @@ Over = Callable[[Counts], Sequence[float]]
 
 #: Steps that an axis goes down in, where nothing says which widths the runtime likes.
 _STEPS = 24
+
+#: So many steps down are looked at, to see behind a plateau of the runtime.
+_LOOK = 6
+
+#: Ratios of the scaled allocation are tried in so many equal steps.
+_SCALES = 40
 
 
 def importance_harm(scores: Mapping[Axis, Tensor]) -> Harm:
@@ -45,7 +51,9 @@ def importance_harm(scores: Mapping[Axis, Tensor]) -> Harm:
 def greedy_counts(
     space: Space, harm: Harm, over: Over, widths: Mapping[str, Sequence[int]] | None = None
 ) -> Counts | None:
-    """Return counts within all limits; None where the smallest model of the space is not within them.
+    """Return counts within all limits; None where no more steps save anything and they are still above.
+
+    The smallest model of a space need not be the fastest: runtimes may take longer over 3 channels than over 8.
 
     Args:
         space: The axes.
@@ -54,8 +62,6 @@ def greedy_counts(
         widths: Counts that the runtime likes, by the variable's name, in any order; None or missing: steps of about
             4 % of the size.
     """
-    if max(over(space.smallest())) > 1:
-        return None
     steps = {v.name: _steps(space, v, (widths or {}).get(v.name)) for v in space.variables}
     counts = space.full()
     ratios = list(over(counts))
@@ -64,37 +70,64 @@ def greedy_counts(
         chosen: tuple[Counts, list[float]] | None = None
         for variable in space.variables:
             lower = [width for width in steps[variable.name] if width < counts[variable.axis]]
-            # a plateau of the runtime is passed in one go: up to three steps down are looked at
-            for width in lower[:3]:
+            # a plateau of the runtime is passed in one go
+            for width in lower[:_LOOK]:
                 moved = space.solved({**counts, variable.axis: width})
                 if moved[variable.axis] >= counts[variable.axis]:
                     continue
                 now = list(over(moved))
                 saved = sum(max(a, 1.0) - max(b, 1.0) for a, b in zip(ratios, now, strict=True))
                 lost = sum(harm(v, moved[v.axis]) - harm(v, counts[v.axis]) for v in space.variables)
-                rank = (max(lost, 0.0) / saved, lost) if saved > 1e-9 else (float("inf"), lost)
-                if best is None or rank < best:
+                rank = (max(lost, 0.0) / saved, lost) if saved > 1e-9 else None
+                if rank is not None and (best is None or rank < best):
                     best, chosen = rank, (moved, now)
         if chosen is None:
-            return space.smallest()
+            return None
         counts, ratios = chosen
     return _refilled(space, counts, harm, over, steps)
 
 
-def uniform_counts(space: Space, over: Over) -> Counts | None:
-    """Return counts of equal ratios within all limits: the largest that fit; None where none do."""
-    if max(over(space.smallest())) > 1:
+def scaled_counts(
+    space: Space,
+    ratios: Mapping[str, float],
+    over: Over,
+    widths: Mapping[str, Sequence[int]] | None = None,
+) -> Counts | None:
+    """Return counts of ratios in proportion to the given ones, the smallest within all limits; None where none are.
+
+    Counts are tried as they come, and moved to the nearest widths that the runtime likes.
+
+    Args:
+        space: The axes.
+        ratios: What each axis loses in proportion, by name; equal ones are uniform pruning.
+        over: Says by how much counts are above the limits.
+        widths: Counts that the runtime likes, by the variable's name.
+    """
+    largest = max((ratio for ratio in ratios.values()), default=0.0)
+    if largest <= 0:
         return None
-    low, high = 0.0, 1.0
-    best = space.smallest()
-    for _ in range(16):
-        ratio = (low + high) / 2
-        counts = space.counts({v.name: min(ratio, v.largest_ratio) for v in space.variables})
-        if max(over(counts)) <= 1:
-            high, best = ratio, counts
-        else:
-            low = ratio
-    return best
+    for step in range(1, _SCALES + 1):
+        scale = step / _SCALES / largest
+        wanted = {v.name: min(ratios.get(v.name, 0.0) * scale, v.largest_ratio) for v in space.variables}
+        plain = space.counts(wanted)
+        liked = {v.axis: _nearest(plain[v.axis], (widths or {}).get(v.name), v) for v in space.variables}
+        for counts in (space.solved(liked), plain):
+            if max(over(counts)) <= 1:
+                return counts
+    return None
+
+
+def uniform_counts(
+    space: Space, over: Over, widths: Mapping[str, Sequence[int]] | None = None
+) -> Counts | None:
+    """Return counts of equal ratios within all limits: the largest that fit; None where none do."""
+    return scaled_counts(space, {v.name: 1.0 for v in space.variables}, over, widths)
+
+
+def _nearest(count: int, liked: Sequence[int] | None, variable: Variable) -> int:
+    """Return the nearest width that the runtime likes; multiples of 8 where nothing is known."""
+    able = [own for own in liked or range(8, variable.size + 1, 8) if variable.least <= own <= variable.size]
+    return min(able, key=lambda own: (abs(own - count), own), default=count)
 
 
 def _steps(space: Space, variable: Variable, liked: Sequence[int] | None) -> list[int]:

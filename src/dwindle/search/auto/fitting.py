@@ -203,18 +203,3 @@ def greedy_share(
 def uniform_share() -> Share:
     """Return the share by which every axis loses the same part."""
     return lambda variant, costs: uniform_counts(variant.space, costs.over)
-
-
-def ratio_share(ratios: Mapping[str, float]) -> Share:
-    """Return the share by ratios of the axes, scaled until they fit.
-
-    Args:
-        ratios: By the variables' names; those that are missing keep what fits.
-    """
-
-    def share(variant: Variant, costs: PredictedCosts) -> Counts | None:
-        if max(costs.over(variant.space.smallest())) > 1:
-            return None
-        return variant.space.fit(ratios, lambda counts: max(costs.over(counts)), 1.0)
-
-    return share

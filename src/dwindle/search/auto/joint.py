@@ -14,9 +14,9 @@ from typing import TYPE_CHECKING, Any
 
 from dwindle.config.errors import ConfigError, DwindleError
 from dwindle.graph.counts import Counts
-from dwindle.search.auto.allocation import greedy_counts, importance_harm
+from dwindle.search.auto.allocation import greedy_counts, importance_harm, scaled_counts
 from dwindle.search.auto.candidate import Candidate
-from dwindle.search.auto.fitting import Fitted, Fitter, Share, ratio_share
+from dwindle.search.auto.fitting import Fitted, Fitter, Share
 from dwindle.search.auto.measured_harm import HarmCurves, equal_drop_share
 from dwindle.search.auto.predicting import PredictedCosts
 from dwindle.search.auto.variant import Variant
@@ -101,12 +101,12 @@ class Wish:
         if self.share == "equal drop" and curves is not None:
             return equal_drop_share(curves)
         if self.share == "uniform":
-            return lambda variant, costs: ratio_share(
-                {
-                    v.name: min(v.largest_ratio, 0.5 * math.exp(-self.tilts.get(v.name, 0.0) / _TILT))
-                    for v in variant.space.variables
-                }
-            )(variant, costs)
+            return lambda variant, costs: scaled_counts(
+                variant.space,
+                {v.name: math.exp(-self.tilts.get(v.name, 0.0) / _TILT) for v in variant.space.variables},
+                costs.over,
+                widths(variant),
+            )
 
         def share(variant: Variant, costs: PredictedCosts) -> Counts | None:
             plain = (

@@ -29,7 +29,7 @@ __all__ = ["HarmCurves", "equal_drop_share"]
 _NOISE = 0.95
 
 #: Steps of the bisection over the drop.
-_STEPS = 24
+_STEPS = 60
 
 
 @dataclass(frozen=True)
@@ -105,21 +105,21 @@ def equal_drop_share(curves: HarmCurves) -> Share:
             for v in space.variables
             if (own := curves.of_variable(v))
         }
-        if not known or max(costs.over(space.smallest())) > 1:
+        if not known:
             return None
-        low, high = 0.0, max(-curve[-1][1] for curve in known.values())
+        high = max(-curve[-1][1] for curve in known.values())
 
         def counts(drop: float) -> Counts:
             return space.counts(
                 {v.name: ratio_at_drop(own, drop, v.largest_ratio) for v, own in known.items()}
             )
 
-        if max(costs.over(counts(high))) > 1:
-            return None
-        for _ in range(_STEPS):
-            middle = (low + high) / 2
-            low, high = (low, middle) if max(costs.over(counts(middle))) <= 1 else (middle, high)
-        return counts(high)
+        # times do not fall steadily with counts, so that halving would miss what fits
+        for step in range(1, _STEPS + 1):
+            found = counts(high * (step / _STEPS) ** 2)
+            if max(costs.over(found)) <= 1:
+                return found
+        return None
 
     return share
 
