@@ -28,7 +28,7 @@ __all__ = ["HarmCurves", "equal_drop_share"]
 #: From this share of noise on, what is left of the outputs no longer falls as a product.
 _NOISE = 0.95
 
-#: Steps of the bisection over the drop.
+#: So many drops are tried.
 _STEPS = 60
 
 
