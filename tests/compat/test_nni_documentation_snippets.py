@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import copy
 import gc
+import subprocess
+import sys
 import weakref
 from pathlib import Path
 from typing import Any
@@ -439,3 +441,25 @@ def test_another_models_optimizer_is_not_followed_and_nothing_is_left_behind() -
     assert gone() is None
     assert len(_global_optimizer_pre_hooks) == before
     assert not simulate.simulated_targets(model)
+
+
+def test_paths_that_something_else_began_to_import() -> None:
+    """Packages are found below a package that is there already, and names that are nothing are told."""
+    script = """
+import dwindle.compat.nni.algorithms.compression, dwindle.compat.nni.contrib
+from dwindle.compat import nni
+print(nni.algorithms.compression.pytorch.quantization.NaiveQuantizer.__name__)
+print(nni.contrib.compression.pruning.L1NormPruner.__name__, nni.compression.pytorch.speedup.v2.ModelSpeedup.__name__)
+for owner in (nni, nni.algorithms.compression):
+    try:
+        owner.pytorhc
+    except AttributeError as error:
+        print(error)
+"""
+    run = subprocess.run([sys.executable, "-c", script], capture_output=True, text=True, check=True)
+    assert run.stdout.splitlines() == [
+        "NaiveQuantizer",
+        "L1NormPruner ModelSpeedup",
+        "module 'dwindle.compat.nni' has no attribute 'pytorhc'",
+        "module 'dwindle.compat.nni.algorithms.compression' has no attribute 'pytorhc'",
+    ]

@@ -357,6 +357,9 @@ class OpenVinoRuntime(Runtime):
         config: dict[str, Any] = {"PERFORMANCE_HINT": "LATENCY", "NUM_STREAMS": "1"}
         if self.precision is not None:
             config["INFERENCE_PRECISION_HINT"] = self.precision
+        if self.precision == "f32":
+            # Else the inputs of layers with packed weights are rounded to int8, on processors that are fast at it.
+            config["DYNAMIC_QUANTIZATION_GROUP_SIZE"] = "0"
         if self.threads is not None:
             config["INFERENCE_NUM_THREADS"] = str(self.threads)
         return config

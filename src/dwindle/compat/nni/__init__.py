@@ -6,14 +6,11 @@
 1.x.
 """
 
-import importlib
-import pkgutil
-from typing import Any
-
 from dwindle.compat.nni.dependency import auto_set_denpendency_group_ids, auto_set_dependency_group_ids
 from dwindle.compat.nni.distillers import Adaptive1dLayerwiseDistiller, DynamicLayerwiseDistiller
 from dwindle.compat.nni.evaluator import TorchEvaluator
 from dwindle.compat.nni.heads import TransformerHeadPruner
+from dwindle.compat.nni.paths import imported_on_use
 from dwindle.compat.nni.pruners import (
     AGPPruner,
     FPGMPruner,
@@ -86,14 +83,4 @@ __all__ = [
     "trace",
 ]
 
-_ROOMS = ("algorithms", "compression", "contrib")
-
-
-def __getattr__(name: str) -> Any:
-    """Import a path of NNI, with all below it, when it is first written out: ``nni.algorithms.compression...``."""
-    if name not in _ROOMS:
-        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    room = importlib.import_module(f"{__name__}.{name}")
-    for found in pkgutil.walk_packages(room.__path__, f"{room.__name__}."):
-        importlib.import_module(found.name)
-    return room
+__getattr__ = imported_on_use(__name__)
