@@ -97,29 +97,33 @@ def test_close_to_the_best_of_all_roundings():
 
 @pytest.mark.parametrize("blocks", [False, True])
 def test_four_bits_of_a_transformer(blocks):
-    torch.manual_seed(0)
-    model = Encoder().eval()
-    tokens = torch.randint(0, 50, (32, 6))
-    plain = quantize(model, [tokens], config_list=FOUR_BITS)
-    learned = quantize(
-        model,
-        [tokens],
-        config_list=FOUR_BITS,
-        rounding=Reconstruction(blocks=blocks, steps=200, batch_size=16),
-    )
-    results = learned._dwindle_quantization.reconstructed
-    assert [result.path for result in results] == (
-        ["layers.layers.0", "layers.layers.1", "head"]
-        if blocks
-        else [f"layers.layers.{i}.{n}" for i in (0, 1) for n in ("self_attn", "linear1", "linear2")]
-        + ["head"]
-    )
-    assert all(result.learned <= result.nearest for result in results)
-    with torch.no_grad():
-        expected = model(tokens)["logits"].numpy()
-        before = compare(expected, plain(tokens)["logits"].numpy()).sqnr_db
-        after = compare(expected, learned(tokens)["logits"].numpy()).sqnr_db
-    assert after > before + 2
+    """On the mean over four models: how much one of them gains differs by 2 dB from one processor to the next."""
+    gains = []
+    for seed in range(4):
+        torch.manual_seed(seed)
+        model = Encoder().eval()
+        tokens = torch.randint(0, 50, (32, 6))
+        plain = quantize(model, [tokens], config_list=FOUR_BITS)
+        learned = quantize(
+            model,
+            [tokens],
+            config_list=FOUR_BITS,
+            rounding=Reconstruction(blocks=blocks, steps=200, batch_size=8, learning_rate=0.02),
+        )
+        results = learned._dwindle_quantization.reconstructed
+        assert [result.path for result in results] == (
+            ["layers.layers.0", "layers.layers.1", "head"]
+            if blocks
+            else [f"layers.layers.{i}.{n}" for i in (0, 1) for n in ("self_attn", "linear1", "linear2")]
+            + ["head"]
+        )
+        assert all(result.learned <= result.nearest for result in results)
+        with torch.no_grad():
+            expected = model(tokens)["logits"].numpy()
+            before = compare(expected, plain(tokens)["logits"].numpy()).sqnr_db
+            after = compare(expected, learned(tokens)["logits"].numpy()).sqnr_db
+        gains.append(after - before)
+    assert sum(gains) / len(gains) > 2
     assert all(own.requires_grad for own in learned.parameters())
 
 
