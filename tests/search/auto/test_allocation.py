@@ -141,3 +141,19 @@ def test_scaled_ratios_stay_in_proportion() -> None:
     gone = [1 - found[v.axis] / v.size for v in (first, second)]
     assert gone[0] == pytest.approx(2 * gone[1], abs=0.03)
     assert 0.45 <= over(found)[0] * 0.5 <= 0.5
+
+
+def test_scaled_ratios_reach_the_smallest_model() -> None:
+    """The axis that loses most has come to its end long before the other one: that one goes on."""
+    space, cost = _space((100, 100))
+    first, second = space.variables
+    smallest = space.counts({v.name: v.largest_ratio for v in space.variables})
+
+    def over(counts: Counts) -> list[float]:
+        return [cost.macs(counts) / (1.1 * cost.macs(smallest))]
+
+    found = scaled_counts(
+        space, {first.name: 1.0, second.name: 0.1}, over, {v.name: range(1, 101) for v in space.variables}
+    )
+    assert found is not None
+    assert over(found)[0] <= 1

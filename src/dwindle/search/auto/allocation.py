@@ -7,6 +7,7 @@ hold; indices that fit again are given back.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from torch import Tensor
@@ -103,10 +104,12 @@ def scaled_counts(
         over: Says by how much counts are above the limits.
         widths: Counts that the runtime likes, by the variable's name.
     """
-    largest = max((ratio for ratio in ratios.values()), default=0.0)
-    if largest <= 0:
+    able = {v.name: ratios.get(v.name, 0.0) for v in space.variables if ratios.get(v.name, 0.0) > 0}
+    if not able:
         return None
-    for step in range(1, _SCALES + 1):
+    largest = max(able.values())
+    # on until all are at the most they may lose: the axis that loses most does not hold up the others
+    for step in range(1, math.ceil(_SCALES * largest / min(able.values())) + 1):
         scale = step / _SCALES / largest
         wanted = {v.name: min(ratios.get(v.name, 0.0) * scale, v.largest_ratio) for v in space.variables}
         plain = space.counts(wanted)

@@ -92,7 +92,13 @@ class Beginning:
                 reversed(choices.blocks), choices.float_layers, choices.importances
             )
         ]
-        wanted.append(Wish(Candidate(importance=choices.importances[0], numbers=numbers), "uniform", {}))
+        even = Candidate(
+            importance=choices.importances[0],
+            numbers=numbers,
+            float_layers=choices.float_layers[0],
+            quantize_at=self.quantize_at,
+        )
+        wanted.insert(1, Wish(even, "uniform", {}))  # early, or there might be no trial left for it
         able: list[Wish] = []
         nearest: Fitted | None = None
         for wish in wanted:

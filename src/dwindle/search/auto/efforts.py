@@ -51,7 +51,7 @@ class Effort:
 
 EFFORTS = {
     "seconds": Effort(4, 0.0, 1),
-    "minutes": Effort(10, 0.2, 2, 600.0),
+    "minutes": Effort(10, 0.2, 3, 600.0),
     "hours": Effort(60, 0.3, 4),
 }
 """By name: how many candidates are scored, after what share of the training, and how many are trained to the end."""
