@@ -21,10 +21,10 @@ from dwindle.search.space import Space
 __all__ = ["Fitted", "Fitter", "Share"]
 
 #: Measured latencies may lie this far above their limit: two measurements of one model differ by about as much.
-TOLERANCE = 0.02
+TOLERANCE = 0.01
 
 #: Where the first predictions aim, below the limit.
-_AIM = 0.98
+_AIM = 0.97
 
 #: So many small models are built and measured for one candidate.
 _ROUNDS = 5
