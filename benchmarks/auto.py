@@ -1,6 +1,6 @@
 """``dw.auto`` at a quarter of the latency, against uniform pruning and int8 at the same measured latency.
 
-    python benchmarks/auto.py [--tasks digits fashion sentences] [--seeds 0 1 2]     rows in benchmarks/results/auto.jsonl
+    python benchmarks/auto.py [--tasks digits sentences] [--seeds 0 1 2]         rows in benchmarks/results/auto.jsonl
     python benchmarks/auto.py --page                                              docs/auto_results.md from the rows
 
 A row of ``dw.auto`` names a budget of 0.25 of the float network's latency in ONNX Runtime and in OpenVINO, both at
