@@ -29,6 +29,9 @@ _AIM = 0.97
 #: So many small models are built and measured for one candidate.
 _ROUNDS = 5
 
+#: By so much the budget is widened, one after the other, until something is predicted to be within it.
+_SLACKS = (1.0, 1.1, 1.25, 1.5, 2.0)
+
 Share = Callable[[Variant, PredictedCosts], "Counts | None"]
 """How the axes of a variant share what must go: from predictions to counts; None where the budget is out of reach."""
 
@@ -130,7 +133,7 @@ class Fitter:
         best: Fitted | None = None
         seen: set[str] = set()
         for _ in range(_ROUNDS):
-            counts = share(variant, costs)
+            counts = share(variant, costs) if best is not None else _first_counts(share, variant, costs)
             if counts is None:
                 break
             candidate = base.but(counts=cut_counts(variant.space, counts))
@@ -170,6 +173,19 @@ class Fitter:
             float_layers=base.float_layers,
             latencies=latencies,
         )
+
+
+def _first_counts(share: Share, variant: Variant, costs: PredictedCosts) -> Counts | None:
+    """Return the first counts to measure: somewhat above the budget where none is predicted to be within it.
+
+    What was learned from the whole model may be far off for small ones; what is learned from a small one is not.
+    """
+    for costs.slack in _SLACKS:
+        counts = share(variant, costs)
+        if counts is not None:
+            break
+    costs.slack = 1.0
+    return counts
 
 
 def _rank(fitted: Fitted) -> tuple[bool, float]:

@@ -25,6 +25,9 @@ class PredictedCosts:
         integers: Whether the model will run in int8.
         float_layers: Paths of layers that will not.
         latencies: Predictors of the latencies among the costs, in milliseconds.
+
+    Attributes:
+        slack: Factor by which limits are held to be wider, while predictions are not yet trusted.
     """
 
     def __init__(
@@ -38,7 +41,7 @@ class PredictedCosts:
         latencies: Mapping[str, Predictor],
     ) -> None:
         self.costs = [limit.cost for limit in limits]
-        self.allowed = dict(allowed)
+        self.allowed, self.slack = dict(allowed), 1.0
         self.corrections = dict.fromkeys(self.costs, 1.0)
         self._model = CostModel.of(analysis)
         self._modules = CostModel.by_module(analysis)
@@ -55,7 +58,7 @@ class PredictedCosts:
 
     def over(self, counts: Counts) -> list[float]:
         """Return for each limit the predicted cost over what is allowed; all at most 1 is within the budget."""
-        return [self.predicted(cost, counts) / self.allowed[cost] for cost in self.costs]
+        return [self.predicted(cost, counts) / (self.slack * self.allowed[cost]) for cost in self.costs]
 
     def observe(self, counts: Counts, measured: Mapping[str, float]) -> None:
         """Learn from what counts did cost: from now on they are predicted as they were measured."""
