@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable, Mapping, Sequence
 
 from dwindle.graph.analysis import Analysis
@@ -42,7 +43,7 @@ class PredictedCosts:
     ) -> None:
         self.costs = [limit.cost for limit in limits]
         self.allowed, self.slack = dict(allowed), 1.0
-        self.corrections = dict.fromkeys(self.costs, 1.0)
+        self._observed: dict[str, list[tuple[float, float]]] = {cost: [] for cost in self.costs}
         self._model = CostModel.of(analysis)
         self._modules = CostModel.by_module(analysis)
         self._float = frozenset(float_layers)
@@ -54,7 +55,7 @@ class PredictedCosts:
 
     def predicted(self, cost: str, counts: Counts) -> float:
         """Return what counts will cost, in the unit of the cost, corrected by what was measured."""
-        return self.corrections[cost] * self._predicted(cost, counts)
+        return _corrected(self._predicted(cost, counts), self._observed[cost])
 
     def over(self, counts: Counts) -> list[float]:
         """Return for each limit the predicted cost over what is allowed; all at most 1 is within the budget."""
@@ -63,7 +64,9 @@ class PredictedCosts:
     def observe(self, counts: Counts, measured: Mapping[str, float]) -> None:
         """Learn from what counts did cost: from now on they are predicted as they were measured."""
         for cost in self.costs:
-            self.corrections[cost] = measured[cost] / self._predicted(cost, counts)
+            plain = self._predicted(cost, counts)
+            others = [own for own in self._observed[cost] if own[0] != plain]
+            self._observed[cost] = sorted([*others, (plain, measured[cost])])
 
     def _predicted(self, cost: str, counts: Counts) -> float:
         if cost in self._latencies:
@@ -95,6 +98,26 @@ class PredictedCosts:
             own = CostModel([(trained, axes, size)], []).bytes(counts)
             total += own / 4 if narrow else own
         return total
+
+
+def _corrected(plain: float, observed: Sequence[tuple[float, float]]) -> float:
+    """Return a prediction, corrected by what others were measured to be.
+
+    Args:
+        plain: The prediction.
+        observed: Other predictions, rising, and what was measured. Between two of them the logarithm of the measured
+            cost is on a straight line over that of the predicted one; outside the nearest gives the factor.
+    """
+    if not observed:
+        return plain
+    below = [own for own in observed if own[0] <= plain]
+    above = [own for own in observed if own[0] > plain]
+    if not below or not above:
+        predicted, measured = below[-1] if below else above[0]
+        return measured * plain / predicted
+    (low, cheap), (high, dear) = below[-1], above[0]
+    part = math.log(plain / low) / math.log(high / low)
+    return cheap * (dear / cheap) ** part
 
 
 def _layer_of(parameter: str) -> str:

@@ -1,0 +1,67 @@
+"""Candidates are made to fit what is measured, however wrong the predictions are."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from torch import nn
+
+from dwindle import zoo
+from dwindle.graph.counts import Counts
+from dwindle.search.auto.candidate import Candidate
+from dwindle.search.auto.fitting import TOLERANCE, Fitter, greedy_share, uniform_share
+from dwindle.search.auto.latencies import Latencies
+from dwindle.search.auto.limits import Limit
+from dwindle.search.auto.predicting import PredictedCosts
+from dwindle.search.auto.variant import Workpiece
+from dwindle.search.auto.workbench import Workbench
+
+
+@pytest.fixture(scope="module")
+def workpiece() -> Workpiece:
+    torch.manual_seed(0)
+    model = zoo.digits_resnet((8, 16), (2, 1)).eval()
+    data = zoo.digits().first(64, 64)
+    batches = [(data.train_images[:32], data.train_labels[:32])]
+    return Workpiece(model, (data.test_images[:2],), {}, batches, nn.functional.cross_entropy)
+
+
+def _fitter(workpiece: Workpiece, share: float) -> Fitter:
+    bench = Workbench(workpiece.model, workpiece.inputs, {}, ["macs"])
+    latencies = Latencies(workpiece, bench, "onnxruntime", 1)
+    return Fitter(workpiece, bench, [Limit("macs", share, False)], "onnxruntime", latencies)
+
+
+@pytest.mark.parametrize("power", [0.5, 1.0, 1.5])
+@pytest.mark.parametrize("share", [greedy_share("outputs"), uniform_share()], ids=["greedy", "uniform"])
+def test_wrong_predictions_are_mended(
+    workpiece: Workpiece, share: object, power: float, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """At a power of 0.5 the smallest model is predicted far above the budget: it is tried, and found to be within."""
+    right = PredictedCosts._predicted
+    whole = right(_fitter(workpiece, 1.0)._costs(workpiece.variant(), Candidate()), "macs", {})
+
+    def wrong(self: PredictedCosts, cost: str, counts: Counts) -> float:
+        return whole * (right(self, cost, counts) / whole) ** power
+
+    monkeypatch.setattr(PredictedCosts, "_predicted", wrong)
+    fitter = _fitter(workpiece, 0.08)
+    variant = workpiece.variant()
+    costs = fitter._costs(variant, Candidate(numbers="float32"))
+    out_of_reach = min(costs.over(variant.space.smallest())) > 1
+    assert out_of_reach == (power == 0.5)
+
+    found = fitter.fit(Candidate(numbers="float32"), share)  # type: ignore[arg-type]
+
+    assert found is not None
+    assert found.fits
+    assert found.over <= 1 + TOLERANCE
+    assert found.over > 0.7
+    assert math.isclose(found.costs["macs"], found.over * fitter.allowed["macs"])
+
+
+def test_a_budget_that_is_out_of_reach(workpiece: Workpiece) -> None:
+    found = _fitter(workpiece, 0.001).fit(Candidate(numbers="float32"), uniform_share())
+    assert found is None or not found.fits
