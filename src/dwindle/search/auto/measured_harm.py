@@ -29,7 +29,7 @@ __all__ = ["HarmCurves", "equal_drop_share"]
 _NOISE = 0.95
 
 #: So many drops are tried.
-_STEPS = 60
+_STEPS = 200
 
 
 @dataclass(frozen=True)
