@@ -111,7 +111,7 @@ def fashion(build: Callable[[], nn.Module] | None = None, name: str = "fashion")
 
 
 def wide() -> Case:
-    """The same pictures, and a ResNet-8 twice as wide: half of its channels do as well as all of them."""
+    """The same pictures, and a ResNet-8 twice as wide: half of all its channels do as well as all of them."""
     return fashion(zoo.fashion_resnet, "fashion-wide")
 
 
@@ -317,7 +317,31 @@ def page(rows: list[dict[str, Any]]) -> str:
                 f"| {statistics.mean(drops):.2f} (at most {max(drops):.2f}) "
                 f"| {statistics.mean(row['seconds'] for row in own) / 60:.1f} | {len(own)} |"
             )
-    return "\n".join([*lines, "", *_found(rows), ""])
+    return "\n".join([*lines, "", *_no_gain(rows), *_found(rows), ""])
+
+
+def _no_gain(rows: list[dict[str, Any]]) -> list[str]:
+    """Say where a search brings nothing over a uniform cut that is as fast."""
+    lines = []
+    for task in CASES:
+        own = {way: [row for row in rows if (row["task"], row["way"]) == (task, way)] for way in WAYS}
+        if not all(own.values()):
+            continue
+        scores = {
+            way: statistics.mean(min(row["accuracy"].values()) for row in of) for way, of in own.items()
+        }
+        as_fast = [
+            way
+            for way in WAYS[1:]
+            if all(row["latency"][name] <= SHARE * 1.05 for row in own[way] for name in RUNTIMES)
+        ]
+        best = max(as_fast, key=lambda way: scores[way], default=None)
+        if best is not None and scores[best] >= scores[WAYS[0]]:
+            lines.append(
+                f"It brings nothing on {task}: *{best}* keeps {100 * scores[best]:.2f} %, `dw.auto` "
+                f"{100 * scores[WAYS[0]]:.2f} %. {' '.join((CASES[task].__doc__ or '').split())}"
+            )
+    return [*lines, ""] if lines else []
 
 
 def _found(rows: list[dict[str, Any]]) -> list[str]:

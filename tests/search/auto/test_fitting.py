@@ -10,6 +10,7 @@ from torch import nn
 
 from dwindle import zoo
 from dwindle.graph.counts import Counts
+from dwindle.search.auto.beginning import Beginning
 from dwindle.search.auto.candidate import Candidate
 from dwindle.search.auto.fitting import TOLERANCE, Fitter, greedy_share, uniform_share
 from dwindle.search.auto.latencies import Latencies
@@ -60,6 +61,25 @@ def test_wrong_predictions_are_mended(
     assert found.over <= 1 + TOLERANCE
     assert found.over > 0.7
     assert math.isclose(found.costs["macs"], found.over * fitter.allowed["macs"])
+
+
+def test_long_searches_may_leave_sensitive_layers_in_float(workpiece: Workpiece) -> None:
+    """The layers whose output is farthest from its float self when they alone are rounded; searches begin without."""
+    model = zoo.digits_resnet((8, 16), (2, 1)).eval()
+    with torch.no_grad():  # one channel is so much larger that the others have few levels left
+        model.stages[1][0].conv2.weight[:, 3] *= 300
+        model.stages[1][0].bn1.weight[3] /= 300
+    own = Workpiece(model, workpiece.inputs, {}, workpiece.batches, workpiece.loss)
+    short, long = (
+        Beginning(_fitter(own, 0.3), ("blocks", "widths", "int8"), True, trials, lambda variant: None)
+        for trials in (10, 20)
+    )
+    few, many = short.choices(), long.choices()
+    assert few.float_layers == many.float_layers[: len(few.float_layers)]
+    added = many.float_layers[len(few.float_layers) :]
+    assert [len(sets) - len(few.float_layers[0]) for sets in added] == [1, 2]
+    assert added[0][-1] == "stages.1.0.conv2"
+    assert all(wish.base.float_layers in few.float_layers for wish in long.wishes(many))
 
 
 def test_a_budget_that_is_out_of_reach(workpiece: Workpiece) -> None:

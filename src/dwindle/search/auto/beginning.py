@@ -11,12 +11,14 @@ from torch import nn
 
 from dwindle.config.errors import DwindleError
 from dwindle.graph.modes import in_mode
+from dwindle.quantization.layer_errors import layer_errors
 from dwindle.realize.packing import floating_outputs
 from dwindle.search.auto.candidate import Candidate
 from dwindle.search.auto.fitting import Fitted, Fitter
 from dwindle.search.auto.joint import Choices, Wish
+from dwindle.search.auto.making import integer_model
 from dwindle.search.auto.variant import Variant
-from dwindle.training.inputs import forward_inputs
+from dwindle.training.inputs import Inputs, forward_inputs
 
 __all__ = ["METHODS", "Beginning"]
 
@@ -26,8 +28,8 @@ METHODS = ("blocks", "widths", "ranks", "int8")
 #: At most so many sets of blocks are offered.
 _SETS = 7
 
-#: Below so many trials a search has no room for ranks.
-_TRIALS_FOR_RANKS = 20
+#: Below so many trials a search has no room for ranks and for sensitive layers in float.
+_LONG = 20
 
 #: Layers of a smaller rank stay whole.
 _SMALLEST_RANK = 64
@@ -66,7 +68,9 @@ class Beginning:
         numbers: Literal["int8", "float32"] = "int8" if "int8" in self.methods else "float32"
         importances = ("outputs", "taylor") if self.labelled else ("outputs",)
         layers = self._float_sets(blocks[-1]) if numbers == "int8" else ((),)
-        ranks = self._ranks() if "ranks" in self.methods and self.trials >= _TRIALS_FOR_RANKS else None
+        if numbers == "int8" and self.trials >= _LONG:
+            layers = self._sensitive_sets(layers)
+        ranks = self._ranks() if "ranks" in self.methods and self.trials >= _LONG else None
         return Choices(blocks, importances, layers, (numbers,), ranks, (self.quantize_at,))
 
     def wishes(self, choices: Choices) -> list[Wish]:
@@ -76,6 +80,7 @@ class Beginning:
             DwindleError: None of them fits; the message says how near the nearest came.
         """
         numbers: Literal["int8", "float32"] = "int8" if "int8" in choices.numbers else "float32"
+        plain = [own for own in choices.float_layers if {*own} <= {self._first_layer()}]
         wanted = [
             Wish(
                 Candidate(
@@ -88,9 +93,7 @@ class Beginning:
                 "greedy",
                 {},
             )
-            for gone, left, own in itertools.product(
-                reversed(choices.blocks), choices.float_layers, choices.importances
-            )
+            for gone, left, own in itertools.product(reversed(choices.blocks), plain, choices.importances)
         ]
         even = Candidate(
             importance=choices.importances[0],
@@ -156,6 +159,23 @@ class Beginning:
         except DwindleError:
             return ((),)
         return ((first,), ()) if other.over < plain.over else ((),)
+
+    def _sensitive_sets(self, sets: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
+        """Return these sets, and the first one with one and two more layers: those that rounding hurts most."""
+        workpiece = self.workpiece
+        inputs = [kwargs or args for args, kwargs in self._inputs()]
+        try:
+            whole = integer_model(workpiece, Candidate(), workpiece.model, self.fitter.backend)
+            errors = layer_errors(workpiece.model, whole, inputs, adapt=lambda own: own)
+        except DwindleError:
+            return sets
+        ranked = sorted(errors, key=lambda own: own.own_sqnr_db)
+        paths = dict.fromkeys(own.weight_name.rpartition(".")[0] for own in ranked)
+        layers = [path for path in paths if path not in sets[0]]
+        return (*sets, *((*sets[0], *layers[:more]) for more in range(1, min(2, len(layers)) + 1)))
+
+    def _inputs(self) -> list[Inputs]:
+        return [forward_inputs(self.workpiece.model, batch) for batch in self.workpiece.batches]
 
     def _first_layer(self) -> str | None:
         """Return the path of the first convolution or linear layer that runs."""
