@@ -28,8 +28,8 @@ if TYPE_CHECKING:
 
 __all__ = ["Choices", "JointSubject", "Wish"]
 
-#: Axes may be held to be this much (a factor of e to its power) dearer or cheaper than their importance.
-_TILT = 2.0
+#: Axes may be held to be this much (a factor of e to its power) dearer or cheaper than their importance: twice.
+_TILT = 0.7
 
 #: Shares that need measured harm.
 _MEASURED = ("measured", "equal drop")
@@ -103,7 +103,7 @@ class Wish:
         if self.share == "uniform":
             return lambda variant, costs: scaled_counts(
                 variant.space,
-                {v.name: math.exp(-self.tilts.get(v.name, 0.0) / _TILT) for v in variant.space.variables},
+                {v.name: math.exp(-self.tilts.get(v.name, 0.0)) for v in variant.space.variables},
                 costs.over,
                 widths(variant),
             )
