@@ -20,6 +20,8 @@ from dwindle.quantization.quantizers.range_search import squared_error
 
 SIGNED = NumberFormat(-8, 7, True)
 UNSIGNED = NumberFormat.parse("uint4")
+SIGNED_8 = NumberFormat(-127, 127, True)
+UNSIGNED_8 = NumberFormat.parse("uint8")
 
 
 def run(quantizer, value, flow):
@@ -58,6 +60,34 @@ def test_lsq(data, form, activation):
     )
     np.testing.assert_allclose(of_value, expected)
     assert float(quantizer.scale.grad) == pytest.approx(of_scale, rel=1e-4, abs=1e-6)
+
+
+@pytest.mark.parametrize(("form", "activation"), [(SIGNED_8, False), (UNSIGNED_8, True)])
+def test_lsq_with_many_levels_uses_them_from_the_start(data, form, activation):
+    """The paper's first step would reach 5 to 11 times as far as the values do."""
+    value = data[0].clamp(0, 1.5) if activation else data[0]
+    quantizer = LsqQuantizer(form, activation=activation)
+    quantizer.initialize(value.min(), value.max(), value)
+    reached = quantizer.scale.item() * form.highest
+    assert reached == pytest.approx(value.abs().max().item(), rel=0.01)
+    assert 2 * value.abs().mean().item() / np.sqrt(form.highest) * form.highest > 5 * reached
+
+
+@pytest.mark.parametrize("method", [LsqQuantizer, LsqPlusQuantizer, PactQuantizer])
+def test_no_level_beyond_a_bound(data, method):
+    """Levels end at the bound of the function before, exactly, so that a runtime sees that it has nothing to clip."""
+    quantizer = method(UNSIGNED_8, activation=True)
+    value = data[0].clamp(0, 1.5)
+    for reaches, low in ((2.0, 0.0), (0.7, 0.0), (2.0, -0.3)):
+        quantizer.initialize(torch.tensor(low), torch.tensor(reaches))
+        before = quantizer.scale_and_zero_point()
+        quantizer.end_at(1.5)
+        scale, zero = quantizer.scale_and_zero_point()
+        highest = np.float32(scale.item()) * np.float32(255 - zero.item())
+        assert highest <= np.float32(1.5)
+        assert highest == pytest.approx(min(1.5, reaches), rel=0.01)
+        assert int(zero) == int(before[1])
+        assert torch.isfinite(quantizer(value)).all()
 
 
 def test_lsq_per_channel(data):

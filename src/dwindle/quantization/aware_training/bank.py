@@ -6,6 +6,7 @@ container trips over them. Weights are rounded where a call reads them, behind w
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from typing import Any
 
@@ -93,6 +94,7 @@ class TrainedQuantizers(nn.Module):
         watches: Whether :attr:`watched` looks at activations.
         normalization_frozen: Whether normalizations that will be folded take running statistics in training too.
         folded_call: The call of a layer by the call of the normalization that will be folded into it.
+        ends: What activation functions before quantizers of activations clip to, by the number of the quantizer.
     """
 
     def __init__(
@@ -119,6 +121,7 @@ class TrainedQuantizers(nn.Module):
         self.gradients = None if gradient_bits is None else GradientQuantizer(gradient_bits)
         self.rounds_weights = self.rounds_activations = True
         self.watches = self.normalization_frozen = self.ranges_frozen = False
+        self.ends: dict[int, float] = {}
         self.path = ModulePath()
         self.running: list[TrainingMode] = []
 
@@ -130,6 +133,13 @@ class TrainedQuantizers(nn.Module):
                 if isinstance(quantizer, Quantizer):
                     quantizer.training = False
         return self
+
+    def keep_ends(self) -> None:
+        """Let no activation have levels beyond what the function before it clips to."""
+        for number, bound in self.ends.items():
+            quantizer = self.activations[number]
+            assert isinstance(quantizer, Quantizer)
+            quantizer.end_at(bound)
 
     def freeze_ranges(self) -> None:
         """Let the ranges that follow the batches stand still from now on."""
@@ -216,6 +226,8 @@ class TrainingMode(PlacedMode):
             args, kwargs = (given.pop("input"),), given
         quantizer = self.simulation.placement.outputs.get(key)
         bounds = _bounds(key.operation, args, kwargs)
+        if quantizer is not None and bounds is not None and 0 < bounds[1] < math.inf:
+            self.bank.ends[quantizer] = bounds[1]
         if quantizer is not None and bounds is not None and self.bank.rounds_activations:
             result: Tensor = self.bank.activations[quantizer].behind(args[0], bounds)  # type: ignore[operator]
             return result

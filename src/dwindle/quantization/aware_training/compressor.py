@@ -147,6 +147,8 @@ class TrainingQuantizer:
                 start_watched(self._attached())
             except ConfigError as error:
                 raise DwindleError(str(error)) from error
+        if self.steps > self.stages.activations:
+            self._attached().keep_ends()
         self._move()
 
     def loss(self) -> Tensor | float:

@@ -47,6 +47,7 @@ def finish_training(model: nn.Module) -> nn.Module:
     bank = detach_bank(result)
     assert bank is not None
     bank.eval()
+    bank.keep_ends()
     simulate.detach(result, keep_values=True)
     with torch.no_grad():
         scales = _final_weights(result, bank)

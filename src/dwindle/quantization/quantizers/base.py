@@ -56,6 +56,15 @@ class Quantizer(nn.Module):
         """
         return self(value.clamp(*bounds))  # type: ignore[no-any-return]
 
+    def end_at(self, bound: float) -> None:
+        """Let no level stand for more than a bound, so that runtimes can leave out the clipping before.
+
+        Methods whose scales are powers of two, or follow what they see, have nothing to do.
+
+        Args:
+            bound: Above zero: what the activation function before clips to.
+        """
+
     def scale_and_zero_point(self) -> tuple[Tensor, Tensor]:
         """Return what integer kernels need for the same result as :meth:`forward` in evaluation.
 

@@ -160,6 +160,17 @@ def alive(scale: Tensor, form: NumberFormat) -> Tensor:
     return torch.where(living, scale, mean)
 
 
+def ending_at(bound: float, levels: Tensor) -> Tensor:
+    """Return the largest float32 scale of which so many levels stand for no more than a bound.
+
+    Args:
+        bound: Above zero.
+        levels: How many levels lie above zero.
+    """
+    scale = (bound / levels.double()).float()
+    return torch.where(scale * levels.float() > bound, scale.nextafter(torch.zeros_like(scale)), scale)
+
+
 def positive(scale: Tensor) -> Tensor:
     """Return a learned scale as kernels take it: its absolute value, kept away from zero, with gradient."""
     return scale.abs().clamp(min=SMALLEST_SCALE)

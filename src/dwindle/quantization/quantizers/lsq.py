@@ -16,12 +16,16 @@ from dwindle.quantization.quantizers.learned import (
     alive,
     checked,
     checked_sample,
+    ending_at,
     first_scale,
     positive,
     slowed,
 )
 from dwindle.quantization.quantizers.range_search import least_error_range
 from dwindle.quantization.quantizers.rounding import Bounds, Gradient, learned_round
+
+#: From so many levels on the paper's first step, made for few, is too large.
+_MANY_LEVELS = 16
 
 _LSQ = Gradient("open")
 _LSQ_PLUS = Gradient("closed")
@@ -48,8 +52,10 @@ class LsqQuantizer(ScaledQuantizer):
     """Learns the step with the gradient ``round(v) - v`` inside and the nearest level outside.
 
     The step starts at ``2 mean|x| / sqrt(Q_P)`` of the first tensor (at the covering scale where only a range is
-    known), and its gradient is multiplied by ``1 / sqrt(N Q_P)``. Levels and positions are counted from a zero point
-    that stays (see :class:`ScaledQuantizer`): 0 for weights, the lowest level after a ReLU, as in the paper.
+    known), and its gradient is multiplied by ``1 / sqrt(N Q_P)``. With more than 4 bits it starts at the covering scale
+    where that is smaller: there the paper's start leaves most levels empty (at 8 bits, behind a ReLU6, it reaches to
+    about 50), and the slow gradient takes long to fill them. Levels and positions are counted from a zero point that
+    stays (see :class:`ScaledQuantizer`): 0 for weights, the lowest level after a ReLU, as in the paper.
 
     Attributes:
         scale: The step, a parameter; kernels take its absolute value.
@@ -77,8 +83,16 @@ class LsqQuantizer(ScaledQuantizer):
         scale, zero_point = first_scale(low, high, self.form)
         if sample is not None:
             mean = checked_sample(sample, self.axis).abs().mean(1).reshape(low.shape)
-            scale = alive(2 * mean / self.reach(zero_point).sqrt(), self.form)
+            start = alive(2 * mean / self.reach(zero_point).sqrt(), self.form)
+            many = self.form.highest - self.form.lowest >= _MANY_LEVELS
+            scale = torch.minimum(scale, start) if many else start
         self.put(scale=scale, zero_point=zero_point)
+
+    def end_at(self, bound: float) -> None:
+        """Let no level stand for more than a bound, by a smaller step."""
+        with torch.no_grad():
+            most = ending_at(bound, self.reach(self.zero_point)).to(self.scale.dtype)
+            self.scale.copy_(torch.minimum(positive(self.require(self.scale)), most))
 
     def forward(self, value: Tensor, bounds: Bounds | None = None) -> Tensor:
         """Round to the learned steps.
@@ -143,6 +157,14 @@ class LsqPlusQuantizer(RangeQuantizer):
             )
         scale, zero_point = first_scale(low, high, self.form)
         self.put(scale=scale, offset=-zero_point * scale)
+
+    def end_at(self, bound: float) -> None:
+        """Let no level stand for more than a bound, by a smaller step; the offset stays as many steps."""
+        with torch.no_grad():
+            scale, zero_point = self.scale_and_zero_point()
+            most = torch.minimum(scale, ending_at(bound, (self.form.highest - zero_point).clamp(min=1)))
+            self.offset.mul_((most / scale).to(self.offset.dtype))
+            self.scale.copy_(most)
 
     def forward(self, value: Tensor, bounds: Bounds | None = None) -> Tensor:
         """Round to the learned steps.

@@ -75,6 +75,11 @@ class PactQuantizer(ScaledQuantizer):
             value, self._scale(), self.moved_zero, self.form, self.axis, gradient=_PACT, bounds=bounds
         )
 
+    def end_at(self, bound: float) -> None:
+        """Let no level stand for more than a bound: the clip is at most that."""
+        with torch.no_grad():
+            self.require(self.clip).clamp_(max=bound)
+
     def penalty(self) -> Tensor:
         """Return the sum of squared clips, to add to the loss times the paper's decay."""
         return self.require(self.clip).square().sum()
