@@ -22,7 +22,8 @@ from dwindle.export.openvino_file import write_openvino
 from dwindle.export.program_file import read_program, write_program
 from dwindle.export.writing import WrittenModel, is_quantized, write_onnx_of
 from dwindle.graph.modes import in_mode
-from dwindle.measure.runtimes import OnnxRuntime, OpenVinoRuntime, refuse_bfloat16
+from dwindle.measure.runtime import refuse_bfloat16
+from dwindle.measure.runtimes import OnnxRuntime, OpenVinoRuntime
 from dwindle.measure.structure import (
     InputStructure,
     batch_size,

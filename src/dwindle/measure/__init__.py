@@ -15,15 +15,8 @@ if TYPE_CHECKING:
     from dwindle.measure.macs import MacCount, count_macs, count_macs_by_module
     from dwindle.measure.measurement import Comparison, Measurement
     from dwindle.measure.measuring import measure
-    from dwindle.measure.runtimes import (
-        RUNTIMES,
-        OnnxRuntime,
-        OpenVinoRuntime,
-        Runtime,
-        Session,
-        TorchRuntime,
-        get_runtime,
-    )
+    from dwindle.measure.runtime import Runtime, Session
+    from dwindle.measure.runtimes import RUNTIMES, OnnxRuntime, OpenVinoRuntime, TorchRuntime, get_runtime
     from dwindle.measure.size import count_parameters, state_bytes
     from dwindle.measure.timing import Latency, time_interleaved
 
@@ -35,8 +28,8 @@ _HOMES = {
     "OnnxRuntime": "runtimes",
     "OpenVinoRuntime": "runtimes",
     "RUNTIMES": "runtimes",
-    "Runtime": "runtimes",
-    "Session": "runtimes",
+    "Runtime": "runtime",
+    "Session": "runtime",
     "TorchRuntime": "runtimes",
     "count_macs": "macs",
     "count_macs_by_module": "macs",

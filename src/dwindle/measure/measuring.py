@@ -17,7 +17,8 @@ from dwindle.graph.nested_values import flatten
 from dwindle.measure.activations import peak_activation_bytes
 from dwindle.measure.macs import count_macs_by_module
 from dwindle.measure.measurement import Comparison, Measurement
-from dwindle.measure.runtimes import PreparedModel, Runtime, Session, get_runtime
+from dwindle.measure.runtime import PreparedModel, Runtime, Session
+from dwindle.measure.runtimes import get_runtime
 from dwindle.measure.size import count_parameters, state_bytes
 from dwindle.measure.structure import batch_size, example_call, tensors_of, with_batch
 from dwindle.measure.timing import Latency, time_interleaved

@@ -16,7 +16,8 @@ from dwindle.config.errors import require
 from dwindle.measure.activations import peak_activation_bytes
 from dwindle.measure.macs import count_macs_by_module
 from dwindle.measure.measuring import torch_threads
-from dwindle.measure.runtimes import PreparedModel, Session, get_runtime
+from dwindle.measure.runtime import PreparedModel, Session
+from dwindle.measure.runtimes import get_runtime
 from dwindle.measure.size import count_parameters
 from dwindle.measure.timing import percentile, time_interleaved
 from dwindle.search.auto.energy import energy_of

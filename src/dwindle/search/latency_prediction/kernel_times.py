@@ -19,7 +19,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from dwindle.config.errors import ConfigError, did_you_mean, require
-from dwindle.measure.runtimes import OnnxRuntime, OpenVinoRuntime, Runtime
+from dwindle.measure.runtime import Runtime
+from dwindle.measure.runtimes import OnnxRuntime, OpenVinoRuntime
 from dwindle.search.latency_prediction.partition import BORDER
 
 __all__ = ["KernelTime", "KernelTimer", "has_kernel_timer", "kernel_timer"]

@@ -16,7 +16,8 @@ from dwindle.export.writing import write_onnx_of
 from dwindle.graph.analysis import Analysis, analyse
 from dwindle.graph.counts import Counts
 from dwindle.graph.stand_ins import copied
-from dwindle.measure.runtimes import Runtime, get_runtime
+from dwindle.measure.runtime import Runtime
+from dwindle.measure.runtimes import get_runtime
 from dwindle.measure.structure import InputStructure, example_call
 from dwindle.quantization.quantize import quantize
 from dwindle.realize.shrink import shrink

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 
 from dwindle.config.errors import require
-from dwindle.measure.runtimes import Runtime
+from dwindle.measure.runtime import Runtime
 from dwindle.measure.timing import time_interleaved
 
 __all__ = ["ModelTimer", "WholeModelTimer", "clock_for"]
