@@ -63,6 +63,23 @@ def test_wrong_predictions_are_mended(
     assert math.isclose(found.costs["macs"], found.over * fitter.allowed["macs"])
 
 
+def test_a_lucky_measurement_is_not_believed(workpiece: Workpiece, monkeypatch: pytest.MonkeyPatch) -> None:
+    fitter = _fitter(workpiece, 0.5)
+    right = fitter.fit(Candidate(numbers="float32"), uniform_share())
+    assert right is not None
+    candidate, allowed = right.candidate, fitter.allowed["macs"]
+    times = iter([0.9, 1.2])
+    monkeypatch.setattr(
+        type(fitter.bench), "measure", lambda self, *args, **kwargs: {"macs": next(times) * allowed}
+    )
+    fitter._measured.clear()
+    assert fitter.measure(candidate).fits
+    confirmed = fitter.confirmed(candidate)
+    assert confirmed.over == pytest.approx(1.05)
+    assert not confirmed.fits
+    assert fitter.measure(candidate) == confirmed
+
+
 def test_long_searches_may_leave_sensitive_layers_in_float(workpiece: Workpiece) -> None:
     """The layers whose output is farthest from its float self when they alone are rounded; searches begin without."""
     model = zoo.digits_resnet((8, 16), (2, 1)).eval()

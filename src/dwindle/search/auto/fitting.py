@@ -97,6 +97,15 @@ class Fitter:
         costs = self._measured[candidate.key]
         return Fitted(candidate, costs, max(costs[name] / most for name, most in self.allowed.items()))
 
+    def confirmed(self, candidate: Candidate) -> Fitted:
+        """Measure a candidate once more and return the mean: what was chosen for being fast was lucky, too."""
+        first = self.measure(candidate).costs
+        del self._measured[candidate.key]
+        second = self.measure(candidate).costs
+        costs = {name: (value + second[name]) / 2 for name, value in first.items()}
+        self._measured[candidate.key] = costs
+        return self.measure(candidate)
+
     def _timed(self, candidate: Candidate) -> dict[str, float] | None:
         """Return the times of a candidate by its template; None where that is not enough or not possible."""
         late = candidate.ranks and not candidate.factorize_first

@@ -16,7 +16,7 @@ from dwindle.realize.repair import repair
 from dwindle.search.auto.beginning import Beginning
 from dwindle.search.auto.candidate import Candidate
 from dwindle.search.auto.efforts import Effort
-from dwindle.search.auto.fitting import Fitter
+from dwindle.search.auto.fitting import Fitted, Fitter
 from dwindle.search.auto.joint import JointSubject, Wish
 from dwindle.search.auto.judging import Judge
 from dwindle.search.auto.latencies import Latencies
@@ -119,6 +119,7 @@ class Searching:
             tell("greedy candidates")
             choices = beginning.choices()
             wishes = beginning.wishes(choices)
+        self.fitter = fitter
         subject = self.subject = JointSubject(
             fitter, choices, self._assess, self._identity(limits), self.latencies.widths
         )
@@ -273,20 +274,35 @@ class Searching:
         )
         if not fitting:
             raise DwindleError(study._why_none())
-        found: list[tuple[float, Candidate, nn.Module]] = []
-        seen: set[str] = set()
+        scores: dict[str, float] = {}
+        candidates: dict[str, Candidate] = {}
         for trial in fitting:
             candidate = Candidate.from_json(trial.attributes["candidate"])
-            if candidate.key in seen or len(seen) >= self.effort.finalists:
-                continue
-            seen.add(candidate.key)
+            scores.setdefault(candidate.key, trial.values["score"])
+            candidates.setdefault(candidate.key, candidate)
+        found: list[tuple[float, Candidate, nn.Module]] = []
+        for candidate in self._finalists(list(candidates.values())):
             if self.effort.trial_share:
                 model, score = self._trained(candidate, self.training.epochs)
             else:
-                model, score = self._untrained(candidate), trial.values["score"]
+                model, score = self._untrained(candidate), scores[candidate.key]
             found.append((score, candidate, model))
         score, candidate, model = max(found, key=_score_of)
         return candidate, model, score
+
+    def _finalists(self, ranked: Sequence[Candidate]) -> list[Candidate]:
+        """Return the best candidates that are within the budget when they are measured once more; at least one."""
+        chosen: list[Candidate] = []
+        missed: list[Fitted] = []
+        for candidate in ranked:
+            if len(chosen) >= self.effort.finalists:
+                break
+            now = self.fitter.confirmed(candidate)
+            if now.fits:
+                chosen.append(candidate)
+            else:
+                missed.append(now)
+        return chosen or [min(missed, key=_over_of).candidate]
 
     def _identity(self, limits: Sequence[Limit]) -> dict[str, Any]:
         return {
@@ -311,6 +327,10 @@ class Searching:
 
 def _score_of(found: tuple[float, Candidate, nn.Module]) -> float:
     return found[0]
+
+
+def _over_of(fitted: Fitted) -> float:
+    return fitted.over
 
 
 def _as_it_is(inputs: Any) -> Any:
