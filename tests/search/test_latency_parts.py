@@ -102,6 +102,24 @@ def test_a_calibration_finds_scales_and_reports_held_out_errors() -> None:
         calibrated(composed[:2], true[:2])
 
 
+@pytest.mark.parametrize(("layers", "work", "trust"), [(0.0, 0.2, 1.0), (0.1, 0.0, 0.5), (0.1, 0.1, 0.5)])
+def test_layers_are_trusted_as_far_as_held_out_models_say(layers: float, work: float, trust: float) -> None:
+    """Noise on the layers' times, on the multiply-accumulates, or on both: independent, so that the mean is best."""
+    generator = np.random.default_rng(1)
+    true = generator.random(40) * 5 + 0.5
+    composed = (true * np.exp(generator.normal(0, layers, 40)))[:, None]
+    macs = 1e9 * true * np.exp(generator.normal(0, work, 40))
+    found = calibrated(composed, true, macs)
+    assert found.trust == trust
+    errors = [
+        abs(found.seconds(row, count) / own - 1) for row, count, own in zip(composed, macs, true, strict=True)
+    ]
+    assert np.median(errors) < 0.08
+    alone = calibrated(composed, true)
+    assert alone.trust == 1.0
+    assert found.error.median <= alone.error.median + 1e-9
+
+
 def test_a_profile_of_onnxruntime_is_read() -> None:
     def event(name: str, operator: str, start: int, length: int) -> dict:
         return {

@@ -24,9 +24,6 @@ from dwindle.quantization.quantizers.learned import (
 from dwindle.quantization.quantizers.range_search import least_error_range
 from dwindle.quantization.quantizers.rounding import Bounds, Gradient, learned_round
 
-#: From so many levels on the paper's first step, made for few, is too large.
-_MANY_LEVELS = 16
-
 _LSQ = Gradient("open")
 _LSQ_PLUS = Gradient("closed")
 
@@ -52,10 +49,8 @@ class LsqQuantizer(ScaledQuantizer):
     """Learns the step with the gradient ``round(v) - v`` inside and the nearest level outside.
 
     The step starts at ``2 mean|x| / sqrt(Q_P)`` of the first tensor (at the covering scale where only a range is
-    known), and its gradient is multiplied by ``1 / sqrt(N Q_P)``. With more than 4 bits it starts at the covering scale
-    where that is smaller: there the paper's start leaves most levels empty (at 8 bits, behind a ReLU6, it reaches to
-    about 50), and the slow gradient takes long to fill them. Levels and positions are counted from a zero point that
-    stays (see :class:`ScaledQuantizer`): 0 for weights, the lowest level after a ReLU, as in the paper.
+    known), and its gradient is multiplied by ``1 / sqrt(N Q_P)``. Levels and positions are counted from a zero point
+    that stays (see :class:`ScaledQuantizer`): 0 for weights, the lowest level after a ReLU, as in the paper.
 
     Attributes:
         scale: The step, a parameter; kernels take its absolute value.
@@ -83,9 +78,7 @@ class LsqQuantizer(ScaledQuantizer):
         scale, zero_point = first_scale(low, high, self.form)
         if sample is not None:
             mean = checked_sample(sample, self.axis).abs().mean(1).reshape(low.shape)
-            start = alive(2 * mean / self.reach(zero_point).sqrt(), self.form)
-            many = self.form.highest - self.form.lowest >= _MANY_LEVELS
-            scale = torch.minimum(scale, start) if many else start
+            scale = alive(2 * mean / self.reach(zero_point).sqrt(), self.form)
         self.put(scale=scale, zero_point=zero_point)
 
     def end_at(self, bound: float) -> None:

@@ -12,6 +12,7 @@ from dwindle.config.errors import ConfigError, did_you_mean
 from dwindle.graph.analysis import Analysis
 from dwindle.graph.axes import Axis
 from dwindle.graph.counts import Counts
+from dwindle.realize.cost import CostModel
 from dwindle.search.latency_prediction.calibration import Calibration, PredictionError
 from dwindle.search.latency_prediction.price_list import PriceList
 from dwindle.search.latency_prediction.segments import CLASSES, Segment
@@ -54,6 +55,7 @@ class LatencyPredictor:
         segments: The layers of the file.
         prices: Times of layer shapes.
         calibration: How they add up, and how well.
+        work: Multiply-accumulates of the model as a function of counts.
         float_seconds: Measured latency of the whole float model.
         measured: Counts and seconds of the whole models that it was calibrated on.
         translation: For a model that was cut since: its leaves by those of the model that was measured.
@@ -65,6 +67,7 @@ class LatencyPredictor:
     segments: Sequence[Segment]
     prices: PriceList
     calibration: Calibration
+    work: CostModel
     float_seconds: float
     measured: Sequence[tuple[Counts, float]] = ()
     translation: Mapping[Axis, Axis] | None = None
@@ -89,7 +92,8 @@ class LatencyPredictor:
         Args:
             counts: How many indices of each axis stay; axes that are not named keep all.
         """
-        return self.calibration.seconds(self._classes(self._own(counts)))
+        own = self._own(counts)
+        return self.calibration.seconds(self._classes(own), self.work.macs(own))
 
     def share(self, counts: Counts) -> float:
         """Return the latency as a share of the whole float model's."""

@@ -20,6 +20,7 @@ from dwindle.measure.runtime import Runtime
 from dwindle.measure.runtimes import get_runtime
 from dwindle.measure.structure import InputStructure, example_call
 from dwindle.quantization.quantize import quantize
+from dwindle.realize.cost import CostModel
 from dwindle.realize.shrink import shrink
 from dwindle.search.latency_prediction.calibration import calibrated
 from dwindle.search.latency_prediction.exported import Exported
@@ -110,7 +111,14 @@ def latency_predictor(
     segments = segments_of(made)
     prices = PriceList(timer, None if cache is None else Path(cache))
     predictor = LatencyPredictor(
-        chosen.label, precision, space, segments, prices, calibrated(np.ones((3, 1)), [1.0, 1.0, 1.0]), 1.0
+        chosen.label,
+        precision,
+        space,
+        segments,
+        prices,
+        calibrated(np.ones((3, 1)), [1.0, 1.0, 1.0]),
+        CostModel.of(analysis),
+        1.0,
     )
     cuts = _cuts(space, measurements, seed)
     predictor.prepare(cuts)
@@ -121,7 +129,8 @@ def latency_predictor(
         times = list((model_timer or WholeModelTimer(chosen))(models, feeds))
     rows = [predictor._classes(counts) for counts in cuts]
     predictor.measured = list(zip(cuts, times[1:], strict=True))
-    predictor.calibration = calibrated(np.array(rows), times[1:])
+    work = [predictor.work.macs(counts) for counts in cuts]
+    predictor.calibration = calibrated(np.array(rows), times[1:], work)
     predictor.float_seconds = times[0] if precision != "float32" else float(np.mean(times[:2]))
     return predictor
 
