@@ -245,8 +245,6 @@ the multiply-accumulates, fitted to the same measurements. *Pruned* is how many 
 quantized and exported; the others are files of the predictor's template (equal in operators and shapes, as the
 tests show).
 
-Rows are of different states of the cost model (`commit` in the results) and of a machine that others were using.
-
 | model | runtime | precision | whole, ms | median | worst | reported | worst | by MACs | worst | pruned |
 |---|---|---|---|---|---|---|---|---|---|---|
 """
