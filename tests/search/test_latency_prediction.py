@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -140,9 +141,14 @@ def test_layers_add_up_and_are_named_by_their_modules(setting, tmp_path) -> None
     predictor = setting.predictor(tmp_path)
     rows = predictor.table()
     assert {row["layer"] for row in rows} >= {"first", "inner", "outer", "side", "both", "hidden", "last"}
-    total = sum(row["seconds"] for row in rows) + predictor.calibration.constant
+    total = sum(row["seconds"] for row in rows) + predictor.calibration.start
     assert total == pytest.approx(predictor.seconds(setting.space.full()), rel=1e-6)
     layers = predictor.layers(setting.space.full())
+    learned = predictor.calibration
+    predictor.calibration = replace(learned, trust=0.5, line=(1e-4, 2e-12))
+    half = sum(row["seconds"] for row in predictor.table()) + predictor.calibration.start
+    assert half == pytest.approx(predictor.seconds(setting.space.full()), rel=1e-6)
+    assert half != pytest.approx(total, rel=1e-3)
     assert layers["inner"] == pytest.approx(1.3 * by_macs(32, 48, 64 * 9), rel=0.05)
 
 

@@ -21,8 +21,11 @@ __all__ = ["Calibration", "PredictionError", "calibrated"]
 #: How strongly scales hold to the common one: what a relative move of 1 costs, in squared relative errors.
 RIDGE = 0.02
 
-#: How far the sum of layers may be trusted; never less than half, for it alone knows one layer from another.
-_TRUSTS = (1.0, 0.5)
+#: The least that the sum of layers is trusted, for it alone knows one layer from another.
+_HALF = 0.5
+
+#: The line has a say where held-out errors fall to this share, and by more than this: less is chance.
+_BETTER, _NOTHING = 0.9, 0.001
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +60,11 @@ class Calibration:
     error: PredictionError
     line: tuple[float, float] = (0.0, 0.0)
     trust: float = 1.0
+
+    @property
+    def start(self) -> float:
+        """Seconds that belong to no layer."""
+        return self.trust * self.constant + (1 - self.trust) * self.line[0]
 
     def seconds(self, composed: Sequence[float] | np.ndarray, macs: float = 0.0) -> float:
         """Return the predicted time of a model.
@@ -96,9 +104,11 @@ def calibrated(
             by_line[number] = start + slope * work[number]
     errors = {
         trust: np.abs(trust * by_layers + (1 - trust) * by_line - times) / times
-        for trust in ((1.0,) if work is None else _TRUSTS)
+        for trust in ((1.0,) if work is None else (1.0, _HALF))
     }
-    trust = min(errors, key=lambda own: float(errors[own].mean()))
+    trust = 1.0
+    if work is not None and float(errors[_HALF].mean()) < _BETTER * float(errors[1.0].mean()) - _NOTHING:
+        trust = _HALF
     constant, scales = _fit(composed, times)
     chosen = errors[trust].tolist()
     error = PredictionError(float(statistics.median(chosen)), float(max(chosen)), len(times))

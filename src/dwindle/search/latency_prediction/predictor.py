@@ -102,10 +102,7 @@ class LatencyPredictor:
     def layers(self, counts: Counts) -> dict[str, float]:
         """Return the seconds of each layer with what is fused into it, by the path of its module."""
         found: dict[str, float] = {}
-        own = self._own(counts)
-        for number, segment in enumerate(self.segments):
-            scale = self.calibration.scales[CLASSES.index(segment.kind)]
-            seconds = scale * float(self._time(number, own)[0])
+        for segment, seconds in zip(self.segments, self._by_segment(self._own(counts)), strict=True):
             found[segment.layer] = found.get(segment.layer, 0.0) + seconds
         return found
 
@@ -118,9 +115,7 @@ class LatencyPredictor:
         own = self._own(counts or {})
         total = self.seconds(counts or {})
         rows = []
-        for number, segment in enumerate(self.segments):
-            scale = self.calibration.scales[CLASSES.index(segment.kind)]
-            seconds = scale * float(self._time(number, own)[0])
+        for segment, seconds in zip(self.segments, self._by_segment(own), strict=True):
             values = [max(1, round(value)) for value in segment.values(own)]
             rows.append(
                 {
@@ -132,6 +127,21 @@ class LatencyPredictor:
                 }
             )
         return rows
+
+    def _by_segment(self, own: Counts) -> list[float]:
+        """Return the seconds of each segment: with those that belong to no layer, and changes of layout, they are all.
+
+        Args:
+            own: Counts of the leaves that the segments know.
+        """
+        calibration, classes = self.calibration, self._classes(own)
+        layers = float(np.dot(calibration.scales, classes))
+        all_layers = calibration.seconds(classes, self.work.macs(own)) - calibration.start
+        factor = all_layers / layers if layers > 0 and calibration.trust < 1 else 1.0
+        return [
+            factor * calibration.scales[CLASSES.index(segment.kind)] * float(self._time(number, own)[0])
+            for number, segment in enumerate(self.segments)
+        ]
 
     def prepare(self, several: Iterable[Counts]) -> None:
         """Measure all layer shapes that predictions for these counts need, with a bar."""
