@@ -10,20 +10,9 @@ import yaml
 from torch import nn
 
 import dwindle as dw
-from dwindle import zoo
 from dwindle.search.auto import Candidate
 from dwindle.search.auto.making import built
 from dwindle.search.auto.variant import Workpiece
-
-
-@pytest.fixture
-def workpiece() -> Workpiece:
-    torch.manual_seed(0)
-    model = zoo.digits_resnet((8, 16), (2, 1)).eval()
-    data = zoo.digits().first(64, 64)
-    batches = [(data.train_images[:32], data.train_labels[:32])]
-    return Workpiece(model, (data.test_images[:2],), {}, batches, nn.functional.cross_entropy)
-
 
 CANDIDATE = Candidate(
     blocks=("stages.0.1",),

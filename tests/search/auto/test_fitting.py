@@ -6,27 +6,20 @@ import math
 
 import pytest
 import torch
-from torch import nn
 
 from dwindle import zoo
 from dwindle.graph.counts import Counts
 from dwindle.search.auto.beginning import Beginning
 from dwindle.search.auto.candidate import Candidate
-from dwindle.search.auto.fitting import TOLERANCE, Fitter, greedy_share, uniform_share
+from dwindle.search.auto.fitting import TOLERANCE, Fitter, uniform_share
+from dwindle.search.auto.joint import Wish
 from dwindle.search.auto.latencies import Latencies
 from dwindle.search.auto.limits import Limit
 from dwindle.search.auto.predicting import PredictedCosts
 from dwindle.search.auto.variant import Workpiece
 from dwindle.search.auto.workbench import Workbench
 
-
-@pytest.fixture(scope="module")
-def workpiece() -> Workpiece:
-    torch.manual_seed(0)
-    model = zoo.digits_resnet((8, 16), (2, 1)).eval()
-    data = zoo.digits().first(64, 64)
-    batches = [(data.train_images[:32], data.train_labels[:32])]
-    return Workpiece(model, (data.test_images[:2],), {}, batches, nn.functional.cross_entropy)
+GREEDY = Wish(Candidate(importance="outputs"), "greedy", {}).how(lambda variant: None)
 
 
 def _fitter(workpiece: Workpiece, share: float) -> Fitter:
@@ -36,7 +29,11 @@ def _fitter(workpiece: Workpiece, share: float) -> Fitter:
 
 
 @pytest.mark.parametrize("power", [0.5, 1.0, 1.5])
-@pytest.mark.parametrize("share", [greedy_share("outputs"), uniform_share()], ids=["greedy", "uniform"])
+@pytest.mark.parametrize(
+    "share",
+    [GREEDY, uniform_share()],
+    ids=["greedy", "uniform"],
+)
 def test_wrong_predictions_are_mended(
     workpiece: Workpiece, share: object, power: float, monkeypatch: pytest.MonkeyPatch
 ) -> None:

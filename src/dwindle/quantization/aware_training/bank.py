@@ -226,11 +226,12 @@ class TrainingMode(PlacedMode):
             args, kwargs = (given.pop("input"),), given
         quantizer = self.simulation.placement.outputs.get(key)
         bounds = _bounds(key.operation, args, kwargs)
-        if quantizer is not None and bounds is not None and 0 < bounds[1] < math.inf:
-            self.bank.ends[quantizer] = bounds[1]
-        if quantizer is not None and bounds is not None and self.bank.rounds_activations:
-            result: Tensor = self.bank.activations[quantizer].behind(args[0], bounds)  # type: ignore[operator]
-            return result
+        if quantizer is not None and bounds is not None:
+            if 0 < bounds[1] < math.inf:
+                self.bank.ends[quantizer] = bounds[1]
+            if self.bank.rounds_activations:
+                result: Tensor = self.bank.activations[quantizer].behind(args[0], bounds)  # type: ignore[operator]
+                return result
         return super().on_call(key, func, args, kwargs)
 
 

@@ -18,7 +18,7 @@ from dwindle.search.auto.fitting import Fitted, Fitter
 from dwindle.search.auto.joint import Choices, Wish
 from dwindle.search.auto.making import integer_model
 from dwindle.search.auto.variant import Variant
-from dwindle.training.inputs import Inputs, forward_inputs
+from dwindle.training.inputs import forward_inputs
 
 __all__ = ["METHODS", "Beginning"]
 
@@ -80,7 +80,8 @@ class Beginning:
             DwindleError: None of them fits; the message says how near the nearest came.
         """
         numbers: Literal["int8", "float32"] = "int8" if "int8" in choices.numbers else "float32"
-        plain = [own for own in choices.float_layers if {*own} <= {self._first_layer()}]
+        first = {self._first_layer()}
+        plain = [own for own in choices.float_layers if first.issuperset(own)]
         wanted = [
             Wish(
                 Candidate(
@@ -163,19 +164,15 @@ class Beginning:
     def _sensitive_sets(self, sets: tuple[tuple[str, ...], ...]) -> tuple[tuple[str, ...], ...]:
         """Return these sets, and the first one with one and two more layers: those that rounding hurts most."""
         workpiece = self.workpiece
-        inputs = [kwargs or args for args, kwargs in self._inputs()]
         try:
             whole = integer_model(workpiece, Candidate(), workpiece.model, self.fitter.backend)
-            errors = layer_errors(workpiece.model, whole, inputs, adapt=lambda own: own)
+            errors = layer_errors(workpiece.model, whole, workpiece.unlabelled(), adapt=lambda own: own)
         except DwindleError:
             return sets
         ranked = sorted(errors, key=lambda own: own.own_sqnr_db)
         paths = dict.fromkeys(own.weight_name.rpartition(".")[0] for own in ranked)
         layers = [path for path in paths if path not in sets[0]]
         return (*sets, *((*sets[0], *layers[:more]) for more in range(1, min(2, len(layers)) + 1)))
-
-    def _inputs(self) -> list[Inputs]:
-        return [forward_inputs(self.workpiece.model, batch) for batch in self.workpiece.batches]
 
     def _first_layer(self) -> str | None:
         """Return the path of the first convolution or linear layer that runs."""

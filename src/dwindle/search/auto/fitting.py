@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
-from typing import Any
 
 from dwindle.config.errors import DwindleError
 from dwindle.graph.counts import Counts
-from dwindle.search.auto.allocation import greedy_counts, importance_harm, uniform_counts
+from dwindle.search.auto.allocation import uniform_counts
 from dwindle.search.auto.candidate import Candidate
 from dwindle.search.auto.latencies import Latencies
 from dwindle.search.auto.limits import Limit
@@ -82,29 +81,28 @@ class Fitter:
 
     def measure(self, candidate: Candidate) -> Fitted:
         """Measure a candidate without training it; kept. Where only times count its file is made from a template."""
-        if candidate.key not in self._measured and (quick := self._timed(candidate)) is not None:
-            self._measured[candidate.key] = quick
         if candidate.key not in self._measured:
-            small = built(self.workpiece, candidate)
-            integers = candidate.numbers == "int8"
-            model = small
-            if integers:
-                few = self.workpiece.batches[:1]
-                model = integer_model(self.workpiece, candidate, small, self.backend, few)
-            self._measured[candidate.key] = self.bench.measure(
-                model, small, integers=integers, float_layers=candidate.float_layers
-            )
+            self._measured[candidate.key] = self._costs_of(candidate)
         costs = self._measured[candidate.key]
         return Fitted(candidate, costs, max(costs[name] / most for name, most in self.allowed.items()))
 
     def confirmed(self, candidate: Candidate) -> Fitted:
         """Measure a candidate once more and return the mean: what was chosen for being fast was lucky, too."""
-        first = self.measure(candidate).costs
-        del self._measured[candidate.key]
-        second = self.measure(candidate).costs
-        costs = {name: (value + second[name]) / 2 for name, value in first.items()}
-        self._measured[candidate.key] = costs
+        first, second = self.measure(candidate).costs, self._costs_of(candidate)
+        self._measured[candidate.key] = {name: (value + second[name]) / 2 for name, value in first.items()}
         return self.measure(candidate)
+
+    def _costs_of(self, candidate: Candidate) -> dict[str, float]:
+        """Measure a candidate now."""
+        if (quick := self._timed(candidate)) is not None:
+            return quick
+        small = built(self.workpiece, candidate)
+        integers = candidate.numbers == "int8"
+        model = small
+        if integers:
+            few = self.workpiece.batches[:1]
+            model = integer_model(self.workpiece, candidate, small, self.backend, few)
+        return self.bench.measure(model, small, integers=integers, float_layers=candidate.float_layers)
 
     def _timed(self, candidate: Candidate) -> dict[str, float] | None:
         """Return the times of a candidate by its template; None where that is not enough or not possible."""
@@ -189,12 +187,11 @@ def _first_counts(share: Share, variant: Variant, costs: PredictedCosts) -> Coun
 
     What was learned from the whole model may be far off for small ones; what is learned from a small one is not.
     """
-    for costs.slack in _SLACKS:
-        counts = share(variant, costs)
+    for slack in _SLACKS:
+        counts = share(variant, costs.widened(slack))
         if counts is not None:
-            break
-    costs.slack = 1.0
-    return counts
+            return counts
+    return None
 
 
 def _rank(fitted: Fitted) -> tuple[bool, float]:
@@ -206,23 +203,6 @@ def cut_counts(space: Space, counts: Counts) -> dict[str, int]:
     """Return the counts of the axes that lose something, by name."""
     named = space.named(counts)
     return {v.name: named[v.name] for v in space.variables if named[v.name] < v.size}
-
-
-def greedy_share(
-    importance: str, widths: Callable[[Variant], Mapping[str, Any] | None] | None = None
-) -> Share:
-    """Return the share by importance: what harms least for what it saves goes first.
-
-    Args:
-        importance: As in :func:`dwindle.prune`; one that runs the model is in one unit for all axes.
-        widths: Which counts the runtime likes, by the variables' names.
-    """
-
-    def share(variant: Variant, costs: PredictedCosts) -> Counts | None:
-        harm = importance_harm(variant.scores(importance))
-        return greedy_counts(variant.space, harm, costs.over, widths(variant) if widths else None)
-
-    return share
 
 
 def uniform_share() -> Share:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any
 
 import torch
@@ -86,8 +86,3 @@ class Judge:
             right += int((said == target).sum())
             total += target.numel()
         return self._sign * right / total
-
-
-def unlabelled(model: nn.Module, batches: Sequence[Any]) -> list[Inputs]:
-    """Return the inputs of batches, labels left out."""
-    return [forward_inputs(model, batch) for batch in batches]

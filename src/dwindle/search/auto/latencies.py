@@ -13,9 +13,10 @@ from torch import nn
 
 from dwindle.config.errors import DwindleError
 from dwindle.graph.counts import Counts
-from dwindle.quantization import quantize
 from dwindle.realize.cost import CostModel
+from dwindle.search.auto.candidate import Candidate
 from dwindle.search.auto.limits import runtime_of
+from dwindle.search.auto.making import integer_model
 from dwindle.search.auto.predicting import Predictor
 from dwindle.search.auto.variant import Variant, Workpiece
 from dwindle.search.auto.workbench import Workbench
@@ -99,15 +100,8 @@ class Latencies:
         )
 
     def _quantizing(self, float_layers: tuple[str, ...]) -> Callable[[nn.Module], nn.Module]:
-        workpiece = self.workpiece
-        config = [{"op_names": list(float_layers), "quant_dtype": None}] if float_layers else None
-        return lambda model: quantize(
-            model,
-            workpiece.batches[:1],
-            config_list=config,
-            backend=self.backend,
-            example_inputs=workpiece.kwargs or workpiece.inputs,
-        )
+        workpiece, candidate = self.workpiece, Candidate(float_layers=float_layers)
+        return lambda model: integer_model(workpiece, candidate, model, self.backend, workpiece.batches[:1])
 
     def _predictor(
         self, variant: Variant, cost: str, integers: bool, float_layers: tuple[str, ...]

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Callable, Mapping, Sequence
 
@@ -26,9 +27,6 @@ class PredictedCosts:
         integers: Whether the model will run in int8.
         float_layers: Paths of layers that will not.
         latencies: Predictors of the latencies among the costs, in milliseconds.
-
-    Attributes:
-        slack: Factor by which limits are held to be wider, while predictions are not yet trusted.
     """
 
     def __init__(
@@ -42,7 +40,7 @@ class PredictedCosts:
         latencies: Mapping[str, Predictor],
     ) -> None:
         self.costs = [limit.cost for limit in limits]
-        self.allowed, self.slack = dict(allowed), 1.0
+        self.allowed = dict(allowed)
         self._observed: dict[str, list[tuple[float, float]]] = {cost: [] for cost in self.costs}
         self._model = CostModel.of(analysis)
         self._modules = CostModel.by_module(analysis)
@@ -59,7 +57,13 @@ class PredictedCosts:
 
     def over(self, counts: Counts) -> list[float]:
         """Return for each limit the predicted cost over what is allowed; all at most 1 is within the budget."""
-        return [self.predicted(cost, counts) / (self.slack * self.allowed[cost]) for cost in self.costs]
+        return [self.predicted(cost, counts) / self.allowed[cost] for cost in self.costs]
+
+    def widened(self, factor: float) -> PredictedCosts:
+        """Return the same predictions beside limits that are wider by a factor."""
+        wide = copy.copy(self)
+        wide.allowed = {cost: factor * most for cost, most in self.allowed.items()}
+        return wide
 
     def observe(self, counts: Counts, measured: Mapping[str, float]) -> None:
         """Learn from what counts did cost: from now on they are predicted as they were measured."""

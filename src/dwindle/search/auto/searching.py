@@ -27,7 +27,6 @@ from dwindle.search.auto.variant import Workpiece
 from dwindle.search.auto.workbench import Workbench
 from dwindle.search.journal import checksum
 from dwindle.search.studies import Report, StudyResult, run_study
-from dwindle.training.inputs import forward_inputs
 from dwindle.training.normalization_statistics import adapt_normalization
 from dwindle.training.progress import narrated
 
@@ -119,7 +118,6 @@ class Searching:
             tell("greedy candidates")
             choices = beginning.choices()
             wishes = beginning.wishes(choices)
-        self.fitter = fitter
         subject = self.subject = JointSubject(
             fitter, choices, self._assess, self._identity(limits), self.latencies.widths
         )
@@ -223,8 +221,7 @@ class Searching:
         """Return the model of a candidate without training: repaired on unlabelled data, and rounded."""
         original = self.workpiece.model
         small = built(self.workpiece, candidate)
-        inputs = [forward_inputs(original, batch) for batch in self.workpiece.batches]
-        plain = [kwargs or args for args, kwargs in inputs]
+        plain = self.workpiece.unlabelled()
         if candidate.counts or candidate.blocks or candidate.ranks:
             try:
                 repair(small, original, plain, adapt=_as_it_is)
@@ -287,7 +284,7 @@ class Searching:
             else:
                 model, score = self._untrained(candidate), scores[candidate.key]
             found.append((score, candidate, model))
-        score, candidate, model = max(found, key=_score_of)
+        score, candidate, model = max(found, key=lambda own: own[0])
         return candidate, model, score
 
     def _finalists(self, ranked: Sequence[Candidate]) -> list[Candidate]:
@@ -297,12 +294,12 @@ class Searching:
         for candidate in ranked:
             if len(chosen) >= self.effort.finalists:
                 break
-            now = self.fitter.confirmed(candidate)
+            now = self.subject.fitter.confirmed(candidate)
             if now.fits:
                 chosen.append(candidate)
             else:
                 missed.append(now)
-        return chosen or [min(missed, key=_over_of).candidate]
+        return chosen or [min(missed, key=lambda own: own.over).candidate]
 
     def _identity(self, limits: Sequence[Limit]) -> dict[str, Any]:
         return {
@@ -323,14 +320,6 @@ class Searching:
         begin = time.perf_counter()
         yield
         self.seconds[part] = round(self.seconds.get(part, 0.0) + time.perf_counter() - begin, 2)
-
-
-def _score_of(found: tuple[float, Candidate, nn.Module]) -> float:
-    return found[0]
-
-
-def _over_of(fitted: Fitted) -> float:
-    return fitted.over
 
 
 def _as_it_is(inputs: Any) -> Any:

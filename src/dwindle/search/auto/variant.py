@@ -19,6 +19,7 @@ from dwindle.realize.factorize import factorize
 from dwindle.realize.prune import prune
 from dwindle.search.problem import Problem
 from dwindle.search.space import Space
+from dwindle.training.inputs import forward_inputs
 
 __all__ = ["Variant", "Workpiece"]
 
@@ -70,6 +71,11 @@ class Workpiece:
         if self._folder is None:
             self._folder = tempfile.TemporaryDirectory(prefix="dwindle-answers-", ignore_cleanup_errors=True)
         return Path(self._folder.name)
+
+    def unlabelled(self) -> list[Any]:
+        """Return the inputs of the batches, labels left out: positional ones as a tuple, or keyword ones as a dict."""
+        inputs = (forward_inputs(self.model, batch) for batch in self.batches)
+        return [kwargs or args for args, kwargs in inputs]
 
     def variant(self, blocks: Sequence[str] = (), ranks: Mapping[str, int] | None = None) -> Variant:
         """Return the model without some blocks and with chains of some ranks, made once.
