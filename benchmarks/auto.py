@@ -305,10 +305,10 @@ def page(rows: list[dict[str, Any]]) -> str:
     ]
     for task in CASES:
         for way in WAYS:
-            own = [row for row in rows if (row["task"], row["way"]) == (task, way)]
+            own = _rows_of(rows, task, way)
             if not own:
                 continue
-            scores = [min(row["accuracy"].values()) for row in own]
+            scores = [_score_of(row) for row in own]
             drops = [100 * (row["float"] - score) for row, score in zip(own, scores, strict=True)]
             times = [statistics.mean(row["latency"][name] for row in own) for name in RUNTIMES]
             size = statistics.mean(row["bytes"] for row in own)
@@ -321,16 +321,23 @@ def page(rows: list[dict[str, Any]]) -> str:
     return "\n".join([*lines, "", *_no_gain(rows), *_found(rows), ""])
 
 
+def _rows_of(rows: list[dict[str, Any]], task: str, way: str) -> list[dict[str, Any]]:
+    return [row for row in rows if (row["task"], row["way"]) == (task, way)]
+
+
+def _score_of(row: dict[str, Any]) -> float:
+    """Return the accuracy in the runtime where it is lower."""
+    return float(min(row["accuracy"].values()))
+
+
 def _no_gain(rows: list[dict[str, Any]]) -> list[str]:
     """Say where a search brings nothing over a uniform cut that is as fast."""
     lines = []
     for task in CASES:
-        own = {way: [row for row in rows if (row["task"], row["way"]) == (task, way)] for way in WAYS}
+        own = {way: _rows_of(rows, task, way) for way in WAYS}
         if not all(own.values()):
             continue
-        scores = {
-            way: statistics.mean(min(row["accuracy"].values()) for row in of) for way, of in own.items()
-        }
+        scores = {way: statistics.mean(map(_score_of, of)) for way, of in own.items()}
         as_fast = [
             way
             for way in WAYS[1:]

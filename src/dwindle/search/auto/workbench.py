@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import tempfile
-import time
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
@@ -22,6 +21,7 @@ from dwindle.measure.size import count_parameters
 from dwindle.measure.timing import percentile, time_interleaved
 from dwindle.search.auto.energy import energy_of
 from dwindle.search.auto.limits import runtime_of
+from dwindle.search.latency_prediction.whole_models import clock_for
 
 __all__ = ["Workbench"]
 
@@ -184,7 +184,7 @@ class Workbench:
                 warmup=5,
                 repeats=self.repeats,
                 max_seconds=_SECONDS * len(calls),
-                clock=time.process_time if self.threads == 1 else time.perf_counter,
+                clock=clock_for(self.threads),
             )
         found: dict[str, dict[str, float]] = {}
         for (cost, name), milliseconds in times.items():

@@ -29,9 +29,9 @@ class ModelTimer(Protocol):
         """Return the seconds of each model."""
 
 
-def clock_for(runtime: Runtime) -> Callable[[], float]:
-    """Return the clock for a runtime: of one thread processor time, which other programs do not disturb."""
-    return time.process_time if runtime.threads == 1 else time.perf_counter
+def clock_for(threads: int | None) -> Callable[[], float]:
+    """Return the clock for passes on so many threads: of one processor time, which other programs do not disturb."""
+    return time.process_time if threads == 1 else time.perf_counter
 
 
 class WholeModelTimer:
@@ -61,7 +61,7 @@ class WholeModelTimer:
                 warmup=2,
                 repeats=ROUNDS,
                 max_seconds=SECONDS * len(functions),
-                clock=clock_for(self.runtime),
+                clock=clock_for(self.runtime.threads),
             )
         return [statistics.median(times[number]) / 1e3 for number in functions]
 
