@@ -37,7 +37,6 @@ import dwindle as dw
 from dwindle.graph.analysis import analyse
 from dwindle.measure import get_runtime, time_interleaved
 from dwindle.measure.structure import example_call
-from dwindle.realize.cost import CostModel
 from dwindle.search.space import Space
 
 HERE = Path(__file__).resolve().parent
@@ -147,14 +146,10 @@ def measured(files: list[Path], feed: dict[str, torch.Tensor], runtime: str, sec
 
 
 def by_macs(case: Case, predictor: Any) -> list[float]:
-    """Return shares by the multiply-accumulates of the model, with a constant and a price fitted to what calibrates
-    the predictor.
-    """
-    model = CostModel.of(case.analysis)
-    macs = np.array([[1.0, model.macs(counts)] for counts, _ in predictor.measured])
-    times = np.array([seconds / predictor.float_seconds for _, seconds in predictor.measured])
-    line = np.linalg.lstsq(macs / times[:, None], np.ones(len(times)), rcond=None)[0]
-    return [float(line[0] + line[1] * model.macs(counts)) for counts in case.variants]
+    """Return shares by the multiply-accumulates of the model alone: the line that calibrates the predictor."""
+    start, slope = predictor.calibration.line
+    seconds = [start + slope * predictor.work.macs(counts) for counts in case.variants]
+    return [own / predictor.float_seconds for own in seconds]
 
 
 def row_of(case: Case, runtime: str, precision: str, seconds: float, pruned: int) -> dict[str, Any]:

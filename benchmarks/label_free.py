@@ -3,9 +3,10 @@
     python benchmarks/label_free.py [--ways uniform joint]    rows in benchmarks/results/label_free.jsonl
     python benchmarks/label_free.py --page                    docs/label_free_results.md from the rows
 
-Everything is done with the calibration photographs of :func:`dwindle.zoo.photographs`, a quarter of which (whole
-photographs) only score the trials of the search; the result is judged on the agreement photographs, which nothing else
-sees: how often the int8 file's first guess, in ONNX Runtime, is that of the float original.
+Everything is done with photographs, and with scenes of things cut out of other ones (``label_free_pictures.py``), a
+quarter of which only score the trials of the search; the result is judged on those of the agreement part, which nothing
+else sees: how often the int8 file's first guess, in ONNX Runtime, is that of the float original. On Debian they come
+with ``sudo apt-get install opencv-doc mate-backgrounds tuxpaint-stamps-default``.
 
 - *joint*: an Optuna study over residual blocks, the way in which axes share what must go (by importance, by measured
   sensitivity, with equal drop, uniformly) and what each axis is held to be worth beside that. A trial is repaired and
@@ -25,12 +26,11 @@ import json
 import sys
 import time
 import warnings
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 import dwindle as dw
 from dwindle import zoo
@@ -47,6 +47,7 @@ from dwindle.search.auto.variant import Workpiece
 from dwindle.search.auto.workbench import Workbench
 from dwindle.search.studies import Report
 from dwindle.training.normalization_statistics import adapt_normalization
+from label_free_pictures import Answers, Sources, in_order
 
 HERE = Path(__file__).resolve().parent
 CACHE = HERE / "results" / "cache" / "label_free"
@@ -55,74 +56,19 @@ PAGE = HERE.parent / "docs" / "label_free_results.md"
 COST = "latency:onnxruntime"
 SHARE = 0.5
 WAYS = ("uniform", "sensitivity-guided", "joint")
-#: Every so many calibration photographs one scores trials and is used for nothing else.
-HOLD_OUT = 4
 #: Measured latencies of the ways may differ by so much.
 CLOSE = 0.02
 #: Counts are multiples of this, for all ways: the depthwise kernels of ONNX Runtime go through channels by sixteen and
 #: do those left over one by one, so that a third of the channels may take as long as all of them.
 ROUND_TO = 16
-#: Crops of each photograph: for ranges and importances, for repairing, for training, for scoring trials, for judging.
-CROPS = {"ranges": 1, "repair": 3, "training": 10, "scoring": 4, "judging": 12}
+#: Crops of each photograph and scenes of each thing: to repair, to train, to score trials, to judge. For ranges and
+#: importances there is one crop of each photograph, and as many scenes.
+PICTURES = {"repair": (2, 1), "training": (8, 8), "scoring": (4, 2), "judging": (4, 2)}
 
 
 def log(*words: Any) -> None:
     """Say something with the time."""
     print(time.strftime("%H:%M:%S"), *words, flush=True)
-
-
-def crops_of(part: str, crops: int, seed: int, debian: bool) -> Tensor:
-    """Return crops with the photograph first: ``(photographs, crops, 3, 224, 224)``; kept on the disk."""
-    path = CACHE / f"{part}_{crops}_{seed}_{debian}.pt"
-    if not path.exists():
-        path.parent.mkdir(parents=True, exist_ok=True)
-        found = zoo.photographs(part, crops=crops, seed=seed, debian=debian)  # type: ignore[arg-type]
-        torch.save(found, path)
-    whole = torch.load(path)
-    return whole.unflatten(0, (-1, crops))  # type: ignore[no-any-return]
-
-
-class Answers:
-    """What the original says to some pictures, and how near others come.
-
-    Args:
-        original: The float model.
-        pictures: Shape ``(pictures, 3, 224, 224)``.
-        name: Of the file in which its answers are kept.
-    """
-
-    def __init__(self, original: nn.Module, pictures: Tensor, name: str) -> None:
-        self.batches = _in_order(pictures).split(16)
-        path = CACHE / f"answers_{name}_{len(pictures)}.pt"
-        if not path.exists():
-            torch.save(self._outputs(original), path)
-        self.wanted = torch.load(path)
-
-    def __call__(self, model: Callable[..., Any]) -> dict[str, float]:
-        """Return how often the first guess is the original's, is among its five, and the mean divergence in nats."""
-        found, wanted = self._outputs(model), self.wanted
-        first = wanted.argmax(-1)
-        divergence = nn.functional.kl_div(
-            found.log_softmax(-1), wanted.log_softmax(-1), log_target=True, reduction="batchmean"
-        )
-        return {
-            "agreement": float((found.argmax(-1) == first).float().mean()),
-            "in five": float((found.topk(5).indices == first[:, None]).any(1).float().mean()),
-            "divergence": float(divergence),
-        }
-
-    def _outputs(self, model: Callable[..., Any]) -> Tensor:
-        with torch.no_grad():
-            return torch.cat([torch.as_tensor(_first(model(batch))) for batch in self.batches]).float()
-
-
-def _in_order(pictures: Tensor) -> Tensor:
-    """Return pictures with the channels last in memory: depthwise convolutions in torch take a third less time."""
-    return pictures.contiguous(memory_format=torch.channels_last)
-
-
-def _first(outputs: Any) -> Any:
-    return outputs[0] if isinstance(outputs, tuple | list) else outputs
 
 
 class Setting:
@@ -135,26 +81,21 @@ class Setting:
     def __init__(self, options: argparse.Namespace) -> None:
         self.options = options
         self.model = zoo.efficientnet_lite0_timm()
-        debian = not options.python_only
-        pictures = {
-            name: crops_of("calibration", CROPS[name], seed, debian)
-            for seed, name in enumerate(("ranges", "repair", "training", "scoring"))
-        }
-        held = [place % HOLD_OUT == HOLD_OUT - 1 for place in range(len(pictures["ranges"]))]
-        learning = torch.tensor([not own for own in held])
+        learning, held = Sources.of("calibration", options.python_only).split()
+        self.judges = Sources.of("agreement", options.python_only)
+        scenes = learning.scenes(1, 0)[: len(learning.photographs)]
         # small batches: files whose time alone counts are made with the first
-        self.ranges = list(_in_order(pictures["ranges"][learning].flatten(0, 1)).split(3))
+        self.ranges = list(in_order(torch.cat([learning.crops(1, 0), scenes])).split(3))
         # the crops of a photograph lie together, so that what a repair holds out is new to it
-        self.repairing = list(
-            _in_order(pictures["repair"][learning].flatten(0, 1)).split(2 * CROPS["repair"])
-        )
-        self.training = _in_order(pictures["training"][learning].flatten(0, 1))
-        self.scoring = Answers(self.model, pictures["scoring"][torch.tensor(held)].flatten(0, 1), "scoring")
-        self.photographs = {"used": int(learning.sum()), "held out": sum(held)}
+        self.repairing = list(learning.pictures(*PICTURES["repair"], 1).split(2 * PICTURES["repair"][0]))
+        self.training = learning.pictures(*PICTURES["training"], 2)
+        self.scoring = Answers(self.model, held.pictures(*PICTURES["scoring"], 3), CACHE / "scoring.pt")
+        parts = {"used": learning, "held out": held, "judged": self.judges}
+        self.sources = {name: [len(own.photographs), len(own.things)] for name, own in parts.items()}
         self.workpiece = Workpiece(
             self.model, (self.ranges[0][:1],), {}, self.ranges, None, round_to=ROUND_TO
         )
-        log("photographs", self.photographs)
+        log("photographs and things", self.sources)
         self.whole = self.rounded(Candidate(), self.model)
         self.bench = Workbench(self.whole, self.workpiece.inputs, {}, [COST], threads=1, repeats=100)
         self.latencies = Latencies(self.workpiece, self.bench, "onnxruntime", 1)
@@ -163,9 +104,7 @@ class Setting:
 
     def judging(self) -> Answers:
         """Return what judges: made only when everything else is done."""
-        debian = not self.options.python_only
-        pictures = crops_of("agreement", CROPS["judging"], 0, debian)
-        return Answers(self.model, pictures.flatten(0, 1), "judging")
+        return Answers(self.model, self.judges.pictures(*PICTURES["judging"], 0), CACHE / "judging.pt")
 
     def fitter_for(self, share: float) -> Fitter:
         """Return what fits candidates to a share of the latency of the original's int8 file."""
@@ -255,7 +194,7 @@ def by_share(setting: Setting, share: Share, goal: float) -> Fitted:
 
 
 def by_joint(setting: Setting, harm: HarmCurves) -> tuple[Candidate, dict[str, Any]]:
-    """Search jointly, and return what scored best on the held-out photographs."""
+    """Search jointly, and return what scored best on the held-out pictures."""
     options, latencies = setting.options, setting.latencies
 
     def assess(candidate: Candidate, report: Report) -> float:
@@ -307,7 +246,7 @@ def row_of(
         "judged": setting.judging()(session),
         "held out": setting.scoring(session),
         "candidate": candidate.to_json(),
-        "photographs": setting.photographs,
+        "sources": setting.sources,
         "pictures": {"repair": sum(map(len, setting.repairing)), "training": len(setting.training)},
         "epochs": setting.options.epochs,
         "rate": setting.options.rate,
@@ -338,15 +277,17 @@ def candidate_of(setting: Setting, way: str) -> tuple[Candidate, dict[str, Any]]
 
 def page(rows: list[dict[str, Any]]) -> str:
     """Return the page of results."""
-    used = rows[0]["photographs"] if rows else {}
+    sources = {name: f"{own[0]} photographs and {own[1]} things" for name, own in rows[0]["sources"].items()}
+    pictures = rows[0]["pictures"]
     lines = [
         "# Half the latency without a label",
         "",
         "Made by `benchmarks/label_free.py`, which says how; do not edit by hand. EfficientNet-Lite0 with its",
         "ImageNet weights; latency in ONNX Runtime, one thread, one picture, over that of its own int8 file.",
-        f"Photographs without labels: {used.get('used')} repair and train, {used.get('held out')} others score the",
-        "trials of the search. The figures are of the int8 files on photographs that nothing else saw: how often their",
-        "first guess is that of the float original, how often that is among their five, and the divergence of their",
+        f"Pictures without labels: {sources['used']}, {pictures['repair']} pictures of which repair and",
+        f"{pictures['training']} train; {sources['held out']} score the trials of the search. The figures are of the",
+        f"int8 files on {sources['judged']} that nothing else saw: how often their first guess is that of the float",
+        "original, how often that is among their five, and the divergence of their",
         "outputs.",
         "",
         "| way | trained by the original's answers | latency | same first guess | among five | divergence, nats |",
@@ -380,7 +321,7 @@ def main() -> None:
     parser.add_argument("--depths", type=int, default=4, help="sets of blocks that the search begins with")
     parser.add_argument("--trial-passes", type=int, default=1, help="of the repair of a trial")
     parser.add_argument("--passes", type=int, default=4, help="of the repair of the result")
-    parser.add_argument("--epochs", type=int, default=16)
+    parser.add_argument("--epochs", type=int, default=10)
     parser.add_argument("--rate", type=float, default=1e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-training", action="store_true")

@@ -1,5 +1,6 @@
 """Small real models and data for demos, tests and benchmarks; imports nothing of the house."""
 
+from dwindle.zoo.cutouts import cutout_names, read_cutout, scenes
 from dwindle.zoo.datasets import (
     BatchLoader,
     DatasetNotFoundError,
@@ -11,6 +12,7 @@ from dwindle.zoo.datasets import (
 )
 from dwindle.zoo.language import documentation_text, minilm, movie_reviews, smollm2, token_windows
 from dwindle.zoo.photographs import (
+    DEBIAN_PHOTOGRAPHS,
     IMAGENET_MEAN,
     IMAGENET_STD,
     PHOTOGRAPHS,
@@ -32,6 +34,7 @@ from dwindle.zoo.residual import (
 )
 
 __all__ = [
+    "DEBIAN_PHOTOGRAPHS",
     "IMAGENET_MEAN",
     "IMAGENET_STD",
     "PHOTOGRAPHS",
@@ -40,6 +43,7 @@ __all__ = [
     "ImageData",
     "ResidualBlock",
     "ResidualNetwork",
+    "cutout_names",
     "digits",
     "digits_resnet",
     "documentation_text",
@@ -54,8 +58,10 @@ __all__ = [
     "photographs",
     "random_flip",
     "random_shift",
+    "read_cutout",
     "read_photograph",
     "residual_network",
+    "scenes",
     "smollm2",
     "token_windows",
 ]

@@ -166,7 +166,7 @@ def photographs(
             continue
         picture = read_photograph(name)
         cut.append(_centre_crop(picture, size))
-        cut.extend(_random_crop(picture, size, int(one)) for one in seeds[1:])
+        cut.extend(random_crop(picture, size, int(one)) for one in seeds[1:])
     shape = (1, 3, 1, 1)
     images = torch.stack(cut)
     return (images - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
@@ -192,26 +192,28 @@ def photograph_sets(
     }
 
 
-def _resize(picture: Tensor, height: int, width: int) -> Tensor:
-    resized = torch.nn.functional.interpolate(
+def resized(picture: Tensor, height: int, width: int) -> Tensor:
+    """Return a picture, ``(channels, height, width)`` between 0 and 1, in another size."""
+    found = torch.nn.functional.interpolate(
         picture.unsqueeze(0), (height, width), mode="bicubic", antialias=True, align_corners=False
     )
-    return resized[0].clamp(0.0, 1.0).mul(255.0).round().div(255.0)  # a resized picture is bytes again
+    return found[0].clamp(0.0, 1.0).mul(255.0).round().div(255.0)  # a resized picture is bytes again
 
 
 def _centre_crop(picture: Tensor, size: int) -> Tensor:
     height, width = picture.shape[1:]
     scale = round(size / 0.875) / min(height, width)
-    resized = _resize(picture, max(round(height * scale), size), max(round(width * scale), size))
-    top, left = (resized.shape[1] - size) // 2, (resized.shape[2] - size) // 2
-    return resized[:, top : top + size, left : left + size]
+    whole = resized(picture, max(round(height * scale), size), max(round(width * scale), size))
+    top, left = (whole.shape[1] - size) // 2, (whole.shape[2] - size) // 2
+    return whole[:, top : top + size, left : left + size]
 
 
-def _random_crop(picture: Tensor, size: int, seed: int) -> Tensor:
+def random_crop(picture: Tensor, size: int, seed: int) -> Tensor:
+    """Return a square of random size and place, mirrored half of the time, resized to ``(3, size, size)``."""
     generator = torch.Generator().manual_seed(seed)
     area, top_share, left_share, mirror = torch.rand(4, generator=generator).tolist()
     height, width = picture.shape[1:]
     side = int(min(height, width) * (_SMALLEST_CROP + (1 - _SMALLEST_CROP) * area) ** 0.5)
     top, left = int(top_share * (height - side + 1)), int(left_share * (width - side + 1))
-    crop = _resize(picture[:, top : top + side, left : left + side], size, size)
+    crop = resized(picture[:, top : top + side, left : left + side], size, size)
     return crop.flip(-1) if mirror < 0.5 else crop
