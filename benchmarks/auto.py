@@ -116,7 +116,7 @@ def wide() -> Case:
 
 
 def deeper() -> Case:
-    """The same pictures, and He's ResNet-20: chosen before it was run, to see whether ``fashion`` was a lucky choice."""
+    """The same pictures, and He's ResNet-20: chosen before it was run, lest ``fashion`` be a lucky choice."""
     return fashion(functools.partial(zoo.fashion_resnet, (16, 32, 64), (3, 3, 3)), "fashion-20")
 
 
