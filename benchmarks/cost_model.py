@@ -34,10 +34,8 @@ import onnx
 import torch
 
 import dwindle as dw
-from dwindle.graph.analysis import analyse
 from dwindle.measure import get_runtime, time_interleaved
 from dwindle.measure.structure import example_call
-from dwindle.search.space import Space
 
 HERE = Path(__file__).resolve().parent
 sys.path.insert(0, str(HERE.parent / "tests"))
@@ -80,9 +78,17 @@ class Case:
     def __init__(self, name: str) -> None:
         self.name = name
         self.model, self.inputs, kinds = CASES[name]()
-        self.args, self.kwargs = example_call(self.model, self.inputs, None)
-        self.analysis = analyse(self.model, self.args, self.kwargs)
-        self.space = Space.of(self.analysis, kinds=kinds, largest_ratio=LARGEST)
+        args, self.kwargs = example_call(self.model, self.inputs, None)
+        self.problem = dw.search.Problem(
+            self.model,
+            args,
+            lambda model: 0.0,  # nothing is scored
+            {"macs": 1.0},
+            example_kwargs=self.kwargs,
+            axes=kinds,
+            largest_ratio=LARGEST,
+        )
+        self.space = self.problem.space
         generator = np.random.default_rng(2024)
         self.variants = [
             self.space.counts({v.name: generator.uniform(0, LARGEST) for v in self.space.variables})
@@ -91,7 +97,7 @@ class Case:
 
     def feed(self) -> dict[str, torch.Tensor]:
         """Return the inputs by name."""
-        return dict(self.kwargs) if self.kwargs else {"x": self.args[0]}
+        return dict(self.kwargs) if self.kwargs else {"x": self.problem.inputs[0]}
 
     def files(self, runtime: str, precision: str, predictor: Any, pruned: int) -> list[Path]:
         """Return the files of the whole float model and of all variants, writing those that are not there.
@@ -118,15 +124,8 @@ class Case:
         return paths
 
     def small(self, counts: Any, precision: str, runtime: str) -> torch.nn.Module:
-        """Return the model really pruned to counts (first indices stay), and quantized."""
-        from dwindle.search import Problem
-
-        problem = Problem.__new__(Problem)
-        problem.model, problem.analysis, problem.space = self.model, self.analysis, self.space
-        problem.scores = {
-            own.axis: -torch.arange(own.size, dtype=torch.float64) for own in self.space.variables
-        }
-        small = problem.build(counts).model
+        """Return the model really pruned to counts, and quantized."""
+        small = self.problem.build(counts).model
         if precision == "float32":
             return small
         data = [self.inputs if isinstance(self.inputs, dict) else (self.inputs,)]
@@ -160,7 +159,7 @@ def row_of(case: Case, runtime: str, precision: str, seconds: float, pruned: int
         case.inputs,
         runtime=runtime,
         precision=precision,
-        analysis=case.analysis,
+        analysis=case.problem.analysis,
         space=case.space,
         threads=1,
     )

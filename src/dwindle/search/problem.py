@@ -5,6 +5,7 @@ The one trial interface of all searches: *counts of axes -> small (or masked) mo
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -323,8 +324,7 @@ class Problem:
 
     def limited(self, limit: float) -> Problem:
         """Return the same problem with another limit, in the unit of the cost."""
-        twin: Problem = Problem.__new__(Problem)
-        vars(twin).update(vars(self))
+        twin = copy.copy(self)
         twin.limit = limit
         return twin
 
@@ -333,10 +333,10 @@ class Problem:
         return trial.error is None and trial.cost <= self.limit * (1 + tolerance)
 
 
-def _reference(copy: nn.Module, plan: Plan) -> None:
+def _reference(model: nn.Module, plan: Plan) -> None:
     """Make the reference of the proof: lively numbers, and zeros wherever something is cut."""
-    liven(copy)
-    zero_removed(copy, plan)
+    liven(model)
+    zero_removed(model, plan)
 
 
 def _name_of(importance: Criterion | AxisImportance) -> str:
