@@ -11,6 +11,7 @@ with ``sudo apt-get install opencv-doc mate-backgrounds tuxpaint-stamps-default`
 - *joint*: an Optuna study over residual blocks, the way in which axes share what must go (by importance, by measured
   sensitivity, with equal drop, uniformly) and what each axis is held to be worth beside that. A trial is repaired and
   scored by the divergence of its outputs from the original's.
+- *dw.auto*: one call, ``effort="seconds"`` with as many trials, told the milliseconds, and scored in the same way.
 - *sensitivity-guided*: ``dw.sensitivity`` without a metric, and the counts at which all axes cost the same drop alone.
 - *uniform*: every axis loses the same share.
 
@@ -55,7 +56,7 @@ ROWS = HERE / "results" / "label_free.jsonl"
 PAGE = HERE.parent / "docs" / "label_free_results.md"
 COST = "latency:onnxruntime"
 SHARE = 0.5
-WAYS = ("uniform", "sensitivity-guided", "joint")
+WAYS = ("uniform", "sensitivity-guided", "joint", "dw.auto")
 #: Measured latencies of the ways may differ by so much.
 CLOSE = 0.02
 #: Counts are multiples of this, for all ways: the depthwise kernels of ONNX Runtime go through channels by sixteen and
@@ -233,6 +234,28 @@ def by_joint(setting: Setting, harm: HarmCurves) -> tuple[Candidate, dict[str, A
     return Candidate.from_json(ranked[0].attributes["candidate"]), facts
 
 
+def by_auto(setting: Setting) -> tuple[Candidate, dict[str, Any]]:
+    """Ask ``dw.auto``."""
+    options, milliseconds = setting.options, SHARE * setting.bench.whole[COST]
+    found = dw.auto(
+        setting.model,
+        torch.cat(setting.repairing).split(16),
+        budget={COST: f"{milliseconds:.4f} ms"},
+        loss=None,
+        metric=lambda model: setting.scoring(model)["divergence"],
+        greater_is_better=False,
+        effort="seconds",
+        trials=options.trials,
+        example_inputs=setting.workpiece.inputs,
+        threads=1,
+        storage=CACHE / "auto.db",
+        seed=options.seed,
+        progress=False,
+    )
+    log(found.summary())
+    return found.candidate, {"trials": options.trials, "costs": found.costs}
+
+
 def row_of(
     setting: Setting, way: str, candidate: Candidate, small: nn.Module, model: nn.Module, trained_or_not: str
 ) -> dict[str, Any]:
@@ -267,8 +290,10 @@ def candidate_of(setting: Setting, way: str) -> tuple[Candidate, dict[str, Any]]
         candidate = by_share(setting, uniform_share(), SHARE).candidate
     elif way == "sensitivity-guided":
         candidate = by_share(setting, equal_drop_share(curves(setting)), SHARE).candidate
-    else:
+    elif way == "joint":
         candidate, facts = by_joint(setting, curves(setting))
+    else:
+        candidate, facts = by_auto(setting)
     facts["search seconds"] = time.process_time() - begin
     log(way, candidate.summary(), facts)
     path.write_text(json.dumps({"candidate": candidate.to_json(), "facts": facts}))
