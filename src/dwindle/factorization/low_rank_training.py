@@ -19,9 +19,10 @@ from dwindle.factorization.directions import (
     head_start,
     principal_directions,
 )
-from dwindle.factorization.forms import chain_elements, chain_macs, form_of, kernel_of, method_for, parts_of
+from dwindle.factorization.forms import form_of, kernel_of, method_for
 from dwindle.factorization.observation import observed_calls
 from dwindle.factorization.planning import check_target, layer_weight, selected_settings, unfit_layers
+from dwindle.factorization.rank_goals import RankGoals
 from dwindle.factorization.ranks import LayerProblem, said_ranks
 from dwindle.factorization.svd import widened
 from dwindle.graph.macs import count_macs
@@ -123,8 +124,8 @@ class LowRankTraining:
         weights = {n: layer_weight(model.get_submodule(n)) for n in settings if n not in self.left}
         forms = {name: form_of(model.get_submodule(name), own) for name, own in weights.items()}
         calls = observed_calls(model, forms, call)
-        self.problems: dict[str, LayerProblem] = {}
-        self.goals: dict[str, tuple[int, ...]] = {}
+        problems: dict[str, LayerProblem] = {}
+        goals: dict[str, tuple[int, ...]] = {}
         for name, form in forms.items():
             if name not in calls:
                 self.left[name] = "no call of it was seen"
@@ -133,41 +134,23 @@ class LowRankTraining:
             problem = LayerProblem(form, kernel, method_for(form), calls[name])
             said = said_ranks(problem, settings[name])
             if said is not None:
-                self.goals[name] = said
+                goals[name] = said
             elif share is None:
                 raise ConfigError(f"{name}: no rank; give rank, rank_ratio, energy or a target")
-            self.problems[name] = LayerProblem(
+            problems[name] = LayerProblem(
                 form, kernel[:0], problem.method, calls[name]
             )  # the weight moves on
-        if not self.problems:
+        if not problems:
             raise ConfigError(f"no layer can be factorized: {self.left}")
-        self.shared = [name for name in self.problems if name not in self.goals]
-        self.budget: float | None = None
-        if share is not None and self.shared:
-            self.budget = self._budget(call, share)
+        self.goals = RankGoals(problems, goals, self.unit)
+        if share is not None and self.goals.shared:
+            self.goals.share_of(self._total(call), share)
 
-    def _budget(self, call: tuple[Any, Any], share: float) -> float:
-        """Return what the layers that share the target may cost together."""
-        args, kwargs = call
+    def _total(self, call: tuple[Any, Any]) -> float:
+        """Return what the whole model costs."""
         if self.unit == "macs":
-            total = float(count_macs(simulate.gathered(self.model), args, kwargs))
-        else:
-            total = float(sum(parameter.numel() for parameter in self.model.parameters()))
-        whole = {name: problem.whole_cost(self.unit) for name, problem in self.problems.items()}
-        said = sum(
-            min(self.problems[name].cost(own, self.unit), whole[name]) for name, own in self.goals.items()
-        )
-        budget = share * total - (total - sum(whole.values())) - said
-        least = sum(
-            min(self.problems[name].cost((1,) * len(self.problems[name].full), self.unit), whole[name])
-            for name in self.shared
-        )
-        if budget < least:
-            raise ConfigError(
-                f"target: {self.unit} = {share:g} cannot be reached; the layers that may change allow no less than "
-                f"{share + (least - budget) / total:.3f}"
-            )
-        return budget
+            return float(count_macs(simulate.gathered(self.model), *call))
+        return float(sum(parameter.numel() for parameter in self.model.parameters()))
 
     def sharding_problem(self) -> str | None:
         """Return why it cannot work on a model that ``fully_shard`` has cut up: it can."""
@@ -189,7 +172,7 @@ class LowRankTraining:
             raise ConfigError("the gates of this LowRankTraining are folded into the weights; make a new one")
         made: dict[str, GatedDirections] = {}
         try:
-            for name, problem in self.problems.items():
+            for name, problem in self.goals.problems.items():
                 made[name] = self._simulator(name, problem)
                 simulate.register_simulator(self.model, Target(name, "weight"), made[name], "low_rank")
         except BaseException:
@@ -240,18 +223,8 @@ class LowRankTraining:
         """Return the squared distance of the expected cost from where it should be by now; 0 once the ranks stand."""
         if not self._attached or self.finished:
             return 0.0
-        level = float(self.schedule(self.steps))
-        groups = [([name], self._said_cost(name)) for name in self.goals]
-        if self.budget is not None:
-            groups.append((self.shared, self.budget))
-        penalties = []
-        for names, budget in groups:
-            whole = sum(self.problems[name].whole_cost(self.unit) for name in names)
-            first = sum(self._chain_cost(name, self._first[name]) for name in names)
-            expected = sum((self._chain_cost(name, self._expected(name)) for name in names), torch.zeros(()))
-            goal = first + (budget - first) * level
-            penalties.append(((expected - goal) / (whole * self.width)).square())
-        return torch.stack(penalties).mean()
+        expected = {name: self._expected(name) for name in self.simulators}
+        return self.goals.penalty(self._first, expected, float(self.schedule(self.steps)), self.width)
 
     def _sums(self) -> list[float]:
         return [float(gate.detach().double().sum()) for gate in self.parameters()]
@@ -265,17 +238,6 @@ class LowRankTraining:
 
     def _expected(self, name: str) -> list[Any]:
         return [open_probability(gate).sum() for gate in self.simulators[name].gates]
-
-    def _said_cost(self, name: str) -> float:
-        return self.problems[name].cost(self.goals[name], self.unit)
-
-    def _chain_cost(self, name: str, ranks: Sequence[Any]) -> Any:
-        """Return the cost of a chain, whole numbers or tensors."""
-        problem = self.problems[name]
-        parts = parts_of(problem.method, problem.form, ranks)
-        if self.unit == "macs":
-            return chain_macs(parts, problem.form, problem.calls)
-        return chain_elements(parts, problem.form)
 
     def finish(self) -> None:
         """Make the ranks final; :meth:`step` does so after ``training_steps``.
@@ -291,7 +253,7 @@ class LowRankTraining:
         for name, simulator in self.simulators.items():
             if not all(bool(torch.isfinite(gate).all()) for gate in simulator.gates):
                 raise DwindleError(f"{name}: a gate is not a number")
-        ranks = self._final_ranks()
+        ranks = self.goals.final_ranks({name: list(own.gates) for name, own in self.simulators.items()})
         for name, simulator in self.simulators.items():
             stay = []
             for gate, rank in zip(simulator.gates, ranks[name], strict=True):
@@ -307,7 +269,7 @@ class LowRankTraining:
 
     def claims(self) -> Iterator[Claim]:
         """Yield the weights that will become products of smaller ones."""
-        for name in self.problems:
+        for name in self.goals.problems:
             yield Claim(Target(name, "weight"), "low_rank")
 
     def status(self) -> dict[str, float]:
@@ -318,33 +280,6 @@ class LowRankTraining:
             for rank, gate in zip(self._expected(name), own.gates, strict=True)
         ]
         return {"rank": sum(shares) / len(shares)} if shares else {}
-
-    def _final_ranks(self) -> dict[str, list[int]]:
-        """Close the least likely directions, one by one over all layers that share the target, until it is met."""
-        ranks = {
-            name: list(self.goals.get(name, [gate.numel() for gate in own.gates]))
-            for name, own in self.simulators.items()
-        }
-        if self.budget is None:
-            return ranks
-        whole = {name: self.problems[name].whole_cost(self.unit) for name in self.shared}
-        costs = {name: self.problems[name].cost(ranks[name], self.unit) for name in self.shared}
-        spent = sum(min(costs[name], whole[name]) for name in self.shared)
-        order = sorted(
-            (float(value), name, mode)
-            for name in self.shared
-            for mode, gate in enumerate(self.simulators[name].gates)
-            for value in gate.detach().cpu()
-        )
-        for _, name, mode in order:
-            if spent <= self.budget:
-                break
-            if ranks[name][mode] == 1:
-                continue
-            ranks[name][mode] -= 1
-            before, costs[name] = costs[name], self.problems[name].cost(ranks[name], self.unit)
-            spent += min(costs[name], whole[name]) - min(before, whole[name])
-        return ranks
 
     def parameters(self) -> Iterator[nn.Parameter]:
         """The gates, for ``run.add_parameters_to(optimizer)``."""

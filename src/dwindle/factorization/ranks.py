@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
 import torch
@@ -52,10 +53,14 @@ class LayerProblem:
 
     def cost(self, ranks: Sequence[int], unit: str) -> float:
         """Return what the chain costs, in ``macs`` or ``params`` (or ``bytes``, which are as many)."""
+        return float(self.expected_cost(ranks, unit))
+
+    def expected_cost(self, ranks: Sequence[Any], unit: str) -> Any:
+        """Return the same for ranks that are fractions, or tensors with gradients."""
         parts = parts_of(self.method, self.form, ranks)
         if unit == "macs":
-            return float(chain_macs(parts, self.form, self.calls))
-        return float(chain_elements(parts, self.form))
+            return chain_macs(parts, self.form, self.calls)
+        return chain_elements(parts, self.form)
 
     def whole_cost(self, unit: str) -> float:
         """Return what the layer costs as it is."""

@@ -80,7 +80,7 @@ class Candidate:
     def stages(self) -> list[dict[str, Any]]:
         """Return the stages of a recipe that shrink a model like this, without the training.
 
-        The rounding belongs to the training (:func:`dwindle.search.auto.recipes.recipe_of`).
+        The rounding belongs to the training: the stage ``auto`` with this candidate does both.
         """
         found: list[dict[str, Any]] = []
         if self.blocks:
@@ -99,10 +99,11 @@ class Candidate:
         if self.blocks:
             parts.append(f"without {', '.join(self.blocks)}")
         if self.ranks:
-            parts.append(f"{len(self.ranks)} layers of low rank")
+            parts.append(f"{len(self.ranks)} layer{'s' if len(self.ranks) > 1 else ''} of low rank")
         if self.counts:
-            parts.append(f"{len(self.counts)} axes cut")
+            parts.append(f"{len(self.counts)} {'axes' if len(self.counts) > 1 else 'axis'} cut")
         if self.numbers == "int8":
-            left = f", {len(self.float_layers)} layers in float" if self.float_layers else ""
+            layers = len(self.float_layers)
+            left = f", {layers} layer{'s' if layers > 1 else ''} in float" if layers else ""
             parts.append(f"int8{left}")
         return ", ".join(parts) or "as it is"

@@ -31,6 +31,9 @@ __all__ = ["Choices", "JointSubject", "Wish"]
 #: Axes may be held to be this much (a factor of e to its power) dearer or cheaper than their importance: twice.
 _TILT = 0.7
 
+#: Whether layers become chains of low rank; with a choice for each layer alone, nearly all trials would have many.
+_RANKS = ("none", "some")
+
 #: Shares that need measured harm.
 _MEASURED = ("measured", "equal drop")
 
@@ -185,12 +188,15 @@ class JointSubject:
             if len(own.starts) > 1
             else own.starts[0]
         )
+        if numbers != "int8":
+            layers = ()
+        layers = tuple(path for path in layers if not _is_gone(path, blocks))
         ranks: dict[str, int] = {}
         first = True
-        if own.ranks:
+        if own.ranks and trial.suggest_categorical("ranks", list(_RANKS)) == "some":
             for path, full in own.ranks.items():
                 kept = trial.suggest_categorical(f"rank {path}", [1.0, 0.5, 0.25])
-                if kept < 1:
+                if kept < 1 and not _is_gone(path, blocks) and path not in layers:
                     ranks[path] = max(1, int(full * kept))
             first = (
                 trial.suggest_categorical("order", ["factorize first", "prune first"]) == "factorize first"
@@ -205,7 +211,7 @@ class JointSubject:
             {},
             importance,
             "int8" if numbers == "int8" else "float32",
-            layers if numbers == "int8" else (),
+            layers,
             float(start),
         )
         return Wish(base, share, tilts).to_json()
@@ -221,14 +227,16 @@ class JointSubject:
         if len(own.importances) > 1:
             found["importance"] = wish.base.importance
         if len(own.float_layers) > 1:
+            standing = [
+                tuple(path for path in layers if not _is_gone(path, wish.base.blocks))
+                for layers in own.float_layers
+            ]
             layers = wish.base.float_layers
-            found["float_layers"] = own.float_layers.index(layers) if layers in own.float_layers else 0
+            found["float_layers"] = standing.index(layers) if layers in standing else 0
         if len(own.starts) > 1:
             found["quantize_at"] = wish.base.quantize_at
-        for path in own.ranks or {}:
-            found[f"rank {path}"] = 1.0
         if own.ranks:
-            found["order"] = "factorize first"
+            found["ranks"] = "none"
         found.update({f"tilt {name}": wish.tilts.get(name, 0.0) for name in self._tilted()})
         return found
 
@@ -260,3 +268,8 @@ class JointSubject:
         """Names of the axes of the whole model; axes of variants that are named otherwise are not tilted."""
         variant = self.fitter.workpiece.variant()
         return [own.name for own in variant.space.variables] if variant.can_shrink else []
+
+
+def _is_gone(path: str, blocks: Sequence[str]) -> bool:
+    """Return whether a layer lies in a block that was taken out."""
+    return any(path == block or path.startswith(f"{block}.") for block in blocks)
