@@ -6,7 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from dwindle.training import TrainingOptions, fit
+from dwindle.training import TrainingOptions, fit, safety
 from dwindle.training.safety import safe_convolutions, unsafe_convolutions
 from dwindle.zoo import residual_network
 
@@ -21,13 +21,16 @@ def test_the_narrow_ones_are_found():
     assert unsafe_convolutions(nn.Sequential(grouped, *others)) == ["0"]
 
 
-def test_onednn_is_off_for_them_and_on_again():
+def test_onednn_is_off_for_them_and_on_again(monkeypatch):
+    monkeypatch.setattr(safety, "_told", set())
     narrow, wide = residual_network((4, 6), (1, 1)), residual_network((16, 32), (1, 1))
     with pytest.warns(UserWarning, match="stages.1.0.shortcut.0"), safe_convolutions(narrow, CPU):
         assert not torch._C._get_mkldnn_enabled()
     assert torch._C._get_mkldnn_enabled()
     with warnings.catch_warnings():
         warnings.simplefilter("error")
+        with safe_convolutions(narrow, CPU):  # it was said
+            assert not torch._C._get_mkldnn_enabled()
         with safe_convolutions(wide, CPU):
             assert torch._C._get_mkldnn_enabled()
         with safe_convolutions(narrow, torch.device("cuda")):

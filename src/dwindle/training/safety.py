@@ -20,6 +20,9 @@ __all__ = ["safe_convolutions", "unsafe_convolutions"]
 _BLOCK = 16
 """The widest vector block, in float32 channels."""
 
+_told: set[str] = set()
+"""What was said already in this process: a search trains one small model after another."""
+
 
 def unsafe_convolutions(model: nn.Module) -> list[str]:
     """Return the names of convolutions whose backward pass may corrupt memory on a CPU."""
@@ -35,7 +38,7 @@ def unsafe_convolutions(model: nn.Module) -> list[str]:
 
 @contextlib.contextmanager
 def safe_convolutions(model: nn.Module, device: torch.device) -> Iterator[None]:
-    """Train without oneDNN when the model holds such a convolution; otherwise change nothing.
+    """Train without oneDNN when the model holds such a convolution, and say so once; otherwise change nothing.
 
     Args:
         model: The model that is trained in the block.
@@ -46,12 +49,14 @@ def safe_convolutions(model: nn.Module, device: torch.device) -> Iterator[None]:
     if not names:
         yield
         return
-    warnings.warn(
+    text = (
         f"training without oneDNN, which is slower: its backward pass corrupts memory for strided 1x1 "
         f"convolutions of fewer than {_BLOCK} input channels ({', '.join(names[:3])}"
-        f"{', ...' if len(names) > 3 else ''}); see https://github.com/uxlfoundation/oneDNN/issues/6035",
-        stacklevel=3,
+        f"{', ...' if len(names) > 3 else ''}); see https://github.com/uxlfoundation/oneDNN/issues/6035"
     )
+    if text not in _told:
+        _told.add(text)
+        warnings.warn(text, stacklevel=3)
     # Not torch.backends.mkldnn.flags(): that one sets more flags and warns about hardware nobody has.
     torch._C._set_mkldnn_enabled(False)
     try:
