@@ -77,7 +77,7 @@ def auto(
         metric: ``"accuracy"``, ``"agreement"`` with the original (no labels needed), or a function from something that
             is called like the model to a number.
         validation: Batches that the metric is taken on; a list, or anything that can be iterated once.
-        greater_is_better: False for a metric that is a loss.
+        greater_is_better: False for a metric that is a loss; the scores of the result are then its negatives.
         max_drop: What the metric may lose against the original. A result that loses more is returned, and says so.
         effort: ``"seconds"`` trains nothing (repair and ranges only, no labels needed), ``"minutes"``, ``"hours"``.
         trials: Candidates that are scored, in place of the effort's own number.

@@ -79,7 +79,7 @@ class Judge:
 
     def _score(self, model: Predict) -> float:
         if callable(self._metric):
-            return self._sign * float(self._metric(model))
+            return self._sign * float(self._metric(model)) + 0.0  # no negative zero
         right = total = 0
         for (args, kwargs), target in self._batches:
             said = logits_of(model(*args, **kwargs)).argmax(-1)
