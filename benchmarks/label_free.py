@@ -276,6 +276,7 @@ def row_of(
         "candidate": candidate.to_json(),
         "sources": setting.sources,
         "pictures": {"repair": sum(map(len, setting.repairing)), "training": len(setting.training)},
+        "passes": setting.options.passes,
         "epochs": setting.options.epochs,
         "rate": setting.options.rate,
     }
@@ -350,8 +351,8 @@ def main() -> None:
     parser.add_argument("--trials", type=int, default=24)
     parser.add_argument("--depths", type=int, default=4, help="sets of blocks that the search begins with")
     parser.add_argument("--trial-passes", type=int, default=1, help="of the repair of a trial")
-    parser.add_argument("--passes", type=int, default=4, help="of the repair of the result")
-    parser.add_argument("--epochs", type=int, default=14)
+    parser.add_argument("--passes", type=int, default=1, help="of the repair of the result")
+    parser.add_argument("--epochs", type=int, default=4)
     parser.add_argument("--rate", type=float, default=2e-3)
     parser.add_argument("--seed", type=int, default=0)
     parser.add_argument("--no-training", action="store_true")
