@@ -22,6 +22,7 @@ same training by the original's answers with int8 in the loop.
 from __future__ import annotations
 
 import argparse
+import functools
 import importlib
 import json
 import sys
@@ -75,7 +76,7 @@ def log(*words: Any) -> None:
 
 
 class Setting:
-    """The model, its photographs and what measures.
+    """The model, its pictures and what measures.
 
     Args:
         options: Of the command line.
@@ -92,7 +93,7 @@ class Setting:
         # the crops of a photograph lie together, so that what a repair holds out is new to it
         self.repairing = list(learning.pictures(*PICTURES["repair"], 1).split(2 * PICTURES["repair"][0]))
         self.training = learning.pictures(*PICTURES["training"], 2)
-        self.scoring = Answers(self.model, held.pictures(*PICTURES["scoring"], 3), CACHE / "scoring.pt")
+        self.scoring = Answers(self.model, held.pictures(*PICTURES["scoring"], 3))
         parts = {"used": learning, "held out": held, "judged": self.judges}
         self.sources = {name: [len(own.photographs), len(own.things)] for name, own in parts.items()}
         self.workpiece = Workpiece(
@@ -105,9 +106,10 @@ class Setting:
         self.fitter = self.fitter_for(SHARE)
         log("original in int8:", self.bench.whole, self.scoring(self.bench.sessions()["onnxruntime"]))
 
+    @functools.cached_property
     def judging(self) -> Answers:
         """Return what judges: made only when everything else is done."""
-        return Answers(self.model, self.judges.pictures(*PICTURES["judging"], 0), CACHE / "judging.pt")
+        return Answers(self.model, self.judges.pictures(*PICTURES["judging"], 0))
 
     def fitter_for(self, share: float) -> Fitter:
         """Return what fits candidates to a share of the latency of the original's int8 file."""
@@ -271,7 +273,7 @@ def row_of(
         "way": way,
         "trained": trained_or_not,
         "latency": latency,
-        "judged": setting.judging()(session),
+        "judged": setting.judging(session),
         "held out": setting.scoring(session),
         "candidate": candidate.to_json(),
         "sources": setting.sources,
@@ -370,6 +372,7 @@ def main() -> None:
         return
     warnings.simplefilter("ignore")
     torch.set_num_threads(1)
+    CACHE.mkdir(parents=True, exist_ok=True)
     setting = Setting(options)
     done = {(row["way"], row["trained"]) for row in rows}
     small: dict[str, nn.Module] = {}

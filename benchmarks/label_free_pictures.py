@@ -10,7 +10,6 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Callable
 from dataclasses import dataclass
-from pathlib import Path
 from typing import Any
 
 import torch
@@ -92,15 +91,11 @@ class Answers:
     Args:
         original: The float model.
         pictures: Shape ``(pictures, 3, 224, 224)``.
-        path: Of the file in which its answers are kept.
     """
 
-    def __init__(self, original: nn.Module, pictures: Tensor, path: Path) -> None:
+    def __init__(self, original: nn.Module, pictures: Tensor) -> None:
         self.batches = in_order(pictures).split(16)
-        if not path.exists():
-            path.parent.mkdir(parents=True, exist_ok=True)
-            torch.save(self._outputs(original), path)
-        self.wanted = torch.load(path)
+        self.wanted = self._outputs(original)
 
     def __call__(self, model: Callable[..., Any]) -> dict[str, float]:
         """Return how often the first guess is the original's, is among its five, and the mean divergence in nats."""

@@ -17,7 +17,15 @@ import torch
 from torch import Tensor
 
 from dwindle.zoo.datasets import import_or_explain
-from dwindle.zoo.photographs import random_crop, read_photograph, resized
+from dwindle.zoo.photographs import (
+    as_bytes,
+    check_part,
+    normalized,
+    not_installed,
+    random_crop,
+    read_photograph,
+    resized,
+)
 
 __all__ = ["cutout_names", "read_cutout", "scenes"]
 
@@ -61,12 +69,9 @@ def cutout_names(part: Literal["calibration", "agreement", "all"] = "all") -> li
         FileNotFoundError: The Debian package is not installed.
         ValueError: ``part`` is unknown.
     """
-    if part not in ("calibration", "agreement", "all"):
-        raise ValueError(f"part must be 'calibration', 'agreement' or 'all', got {part!r}")
+    check_part(part)
     if not _FOLDER.exists():
-        raise FileNotFoundError(
-            f"{_FOLDER} is not there. On Debian and Ubuntu: sudo apt-get update && sudo apt-get install {_PACKAGE}"
-        )
+        raise not_installed(_FOLDER, _PACKAGE)
     image = import_or_explain("PIL.Image", "pillow")
     names = []
     for path in sorted(path for folder in _FOLDERS for path in (_FOLDER / folder).rglob("*.png")):
@@ -153,8 +158,7 @@ def scenes(
             own, crop = torch.randint(0, 2**31, (2,), generator=generator).tolist()
             photograph = behind[own % len(behind)]
             made.append(_pasted(read_cutout(cutouts[place]), random_crop(photograph, size, crop), own))
-    shape = (1, 3, 1, 1)
-    return (torch.stack(made) - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+    return normalized(made, mean, std)
 
 
 def _pasted(cutout: Tensor, background: Tensor, seed: int) -> Tensor:
@@ -173,5 +177,5 @@ def _pasted(cutout: Tensor, background: Tensor, seed: int) -> Tensor:
     top, left = int(top_share * (size - height + 1)), int(left_share * (size - width + 1))
     scene = background.clone()
     under = scene[:, top : top + height, left : left + width]
-    under.copy_((colours + under * (1 - opaque)).clamp(0.0, 1.0).mul(255.0).round().div(255.0))
+    under.copy_(as_bytes(colours + under * (1 - opaque)))
     return scene

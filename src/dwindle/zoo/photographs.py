@@ -111,13 +111,28 @@ def read_photograph(name: str) -> Tensor:
 def _read_file(package: str, name: str) -> np.ndarray:
     path = DEBIAN_FOLDERS[package] / name
     if not path.exists():
-        raise FileNotFoundError(
-            f"{path} is not there. On Debian and Ubuntu: sudo apt-get update && sudo apt-get install {package}"
-        )
+        raise not_installed(path, package)
     image = import_or_explain("PIL.Image", "pillow")
     with image.open(path) as picture:
         picture.thumbnail((1024, 1024))  # some are wallpapers
         return np.asarray(picture.convert("RGB"))
+
+
+def not_installed(path: Path, package: str) -> FileNotFoundError:
+    """Return the error that says which Debian package has a path."""
+    return FileNotFoundError(
+        f"{path} is not there. On Debian and Ubuntu: sudo apt-get update && sudo apt-get install {package}"
+    )
+
+
+def check_part(part: str) -> None:
+    """Refuse a part that there is not.
+
+    Raises:
+        ValueError: It is unknown.
+    """
+    if part not in ("calibration", "agreement", "all"):
+        raise ValueError(f"part must be 'calibration', 'agreement' or 'all', got {part!r}")
 
 
 def photographs(
@@ -153,8 +168,7 @@ def photographs(
         FileNotFoundError: A Debian package is not installed.
         ValueError: ``part`` is unknown, or ``crops`` or ``size`` is below 1.
     """
-    if part not in ("calibration", "agreement", "all"):
-        raise ValueError(f"part must be 'calibration', 'agreement' or 'all', got {part!r}")
+    check_part(part)
     if crops < 1 or size < 1:
         raise ValueError(f"crops and size must be at least 1, got {crops} and {size}")
     generator = torch.Generator().manual_seed(seed)
@@ -167,9 +181,7 @@ def photographs(
         picture = read_photograph(name)
         cut.append(_centre_crop(picture, size))
         cut.extend(random_crop(picture, size, int(one)) for one in seeds[1:])
-    shape = (1, 3, 1, 1)
-    images = torch.stack(cut)
-    return (images - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
+    return normalized(cut, mean, std)
 
 
 def photograph_sets(
@@ -197,7 +209,18 @@ def resized(picture: Tensor, height: int, width: int) -> Tensor:
     found = torch.nn.functional.interpolate(
         picture.unsqueeze(0), (height, width), mode="bicubic", antialias=True, align_corners=False
     )
-    return found[0].clamp(0.0, 1.0).mul(255.0).round().div(255.0)  # a resized picture is bytes again
+    return as_bytes(found[0])  # a resized picture is bytes again
+
+
+def as_bytes(picture: Tensor) -> Tensor:
+    """Return values between 0 and 1 that a picture in bytes can have."""
+    return picture.clamp(0.0, 1.0).mul(255.0).round().div(255.0)
+
+
+def normalized(pictures: Sequence[Tensor], mean: Sequence[float], std: Sequence[float]) -> Tensor:
+    """Return pictures, each ``(3, height, width)`` between 0 and 1, as one normalised batch."""
+    shape = (1, 3, 1, 1)
+    return (torch.stack(list(pictures)) - torch.tensor(mean).view(shape)) / torch.tensor(std).view(shape)
 
 
 def _centre_crop(picture: Tensor, size: int) -> Tensor:
