@@ -8,7 +8,7 @@ is too slow, and the greedy answer is one point of the space, with which the sea
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
@@ -190,13 +190,14 @@ class JointSubject:
         )
         if numbers != "int8":
             layers = ()
-        layers = tuple(path for path in layers if not _is_gone(path, blocks))
+        layers = _standing(layers, blocks)
         ranks: dict[str, int] = {}
         first = True
         if own.ranks and trial.suggest_categorical("ranks", list(_RANKS)) == "some":
+            able = {*_standing(own.ranks, blocks)} - {*layers}
             for path, full in own.ranks.items():
                 kept = trial.suggest_categorical(f"rank {path}", [1.0, 0.5, 0.25])
-                if kept < 1 and not _is_gone(path, blocks) and path not in layers:
+                if kept < 1 and path in able:
                     ranks[path] = max(1, int(full * kept))
             first = (
                 trial.suggest_categorical("order", ["factorize first", "prune first"]) == "factorize first"
@@ -227,10 +228,7 @@ class JointSubject:
         if len(own.importances) > 1:
             found["importance"] = wish.base.importance
         if len(own.float_layers) > 1:
-            standing = [
-                tuple(path for path in layers if not _is_gone(path, wish.base.blocks))
-                for layers in own.float_layers
-            ]
+            standing = [_standing(layers, wish.base.blocks) for layers in own.float_layers]
             layers = wish.base.float_layers
             found["float_layers"] = standing.index(layers) if layers in standing else 0
         if len(own.starts) > 1:
@@ -270,6 +268,6 @@ class JointSubject:
         return [own.name for own in variant.space.variables] if variant.can_shrink else []
 
 
-def _is_gone(path: str, blocks: Sequence[str]) -> bool:
-    """Return whether a layer lies in a block that was taken out."""
-    return any(path == block or path.startswith(f"{block}.") for block in blocks)
+def _standing(layers: Iterable[str], blocks: Sequence[str]) -> tuple[str, ...]:
+    """Return the layers that lie in none of the blocks that go."""
+    return tuple(path for path in layers if not any(f"{path}.".startswith(f"{block}.") for block in blocks))
